@@ -1,0 +1,1 @@
+"""Text-generation environments for Gymnasium. May import `reward_models`, never `rlhf`."""

@@ -1,0 +1,1 @@
+"""Whole customer-service and dialogue tasks, registered by `envs.registry`."""

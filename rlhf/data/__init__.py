@@ -1,0 +1,1 @@
+"""Reading, checking and splitting demonstrations, preferences and prompts."""

@@ -1,0 +1,1 @@
+"""The stages of a run, one module each with one `run` function."""

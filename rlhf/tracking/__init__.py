@@ -1,0 +1,1 @@
+"""Metrics, rollouts and reports: everything a run shows."""
