@@ -1,0 +1,1 @@
+"""The configuration: its schema, and reading it from YAML."""

@@ -1,0 +1,113 @@
+"""The whole configuration file. Sections in the order of the stages; what crosses sections is checked here."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.config.base import Section
+from rlhf.config.data import DataConfig
+from rlhf.config.model import ModelConfig
+from rlhf.config.ppo import PPOSectionConfig
+from rlhf.config.training import RewardConfig, SFTConfig
+
+__all__ = ["Config", "DistributedConfig", "EvaluateConfig", "TrackingConfig", "WandbConfig"]
+
+
+class EvaluateConfig(Section):
+    """SFT policy and PPO policy side by side on held-out prompts, with the same seeds."""
+
+    data: DataConfig | None = Field(None, description="Held-out prompts; default: the test split of ppo.data.")
+    max_prompts: int | None = Field(None, gt=0, description="Use at most this many prompts.")
+    samples_per_prompt: int = Field(1, gt=0, description="Responses for each prompt and policy.")
+    max_response_tokens: int | None = Field(None, gt=0, description="Default: that of ppo.rollout.")
+    temperature: float | None = Field(None, gt=0, description="Default: that of ppo.rollout.")
+    bootstrap_resamples: int = Field(10_000, ge=100, description="Resamples of prompts behind each interval.")
+    table_rows: int = Field(20, ge=0, description="Pairs of responses shown in the report.")
+
+
+class WandbConfig(Section):
+    """Weights & Biases. Offline needs no account and no network."""
+
+    mode: Literal["offline", "online", "disabled"] = Field("offline", description="Where runs are written.")
+    project: str = Field("rlhf", description="Project name.")
+    entity: str | None = Field(None, description="User or team; default: the account's own.")
+    group: str | None = Field(None, description="Group of runs.")
+    tags: list[str] = Field(default_factory=list, description="Tags of the run.")
+
+
+class TrackingConfig(Section):
+    """What a run writes for people to look at; metrics.jsonl and rollouts are always written."""
+
+    wandb: WandbConfig = Field(WandbConfig(), description="Weights & Biases.")
+    tensorboard: bool = Field(True, description="Write TensorBoard event files.")
+    report: bool = Field(True, description="Write report.html at the end.")
+    rollout_rows_per_table: int = Field(64, gt=0, description="Rows in each W&B table of rollouts.")
+
+
+class DistributedConfig(Section):
+    """Processes and DeepSpeed ZeRO. The command line's --processes and --zero set these keys."""
+
+    processes: int = Field(1, gt=0, description="Processes on this machine, one per device.")
+    zero: Literal[0, 1, 2, 3] | None = Field(
+        None, description="DeepSpeed ZeRO stage: 0 none, 1 optimizer, 2 + gradients, 3 + weights; null: no DeepSpeed."
+    )
+    offload: bool = Field(False, description="Keep ZeRO's optimizer state in host memory.")
+    deepspeed: dict[str, object] = Field(default_factory=dict, description="Further keys of the DeepSpeed config.")
+
+
+class Config(Section):
+    """One run: a name, a seed, a model and the stages."""
+
+    name: str = Field("run", pattern=r"^[\w.-]+$", description="Name of the run and of its folder.")
+    runs_dir: str = Field("runs", description="Folder that holds run folders.")
+    seed: int = Field(0, ge=0, description="Governs everything that is random.")
+    model: ModelConfig = Field(description="The policy.")
+    sft: SFTConfig | None = Field(None, description="Supervised fine-tuning.")
+    reward: RewardConfig | None = Field(None, description="The reward model.")
+    ppo: PPOSectionConfig | None = Field(None, description="Policy optimisation.")
+    evaluate: EvaluateConfig | None = Field(None, description="Before and after, on held-out prompts.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="What a run writes.")
+    distributed: DistributedConfig = Field(DistributedConfig(), description="Processes and ZeRO.")
+
+    @model_validator(mode="after")
+    def _ppo_has_what_it_needs(self) -> "Config":
+        if self.ppo is None:
+            return self
+        own = self.ppo.rewards.get("reward_model")
+        if own is not None and own.function is None and own.path is None and self.reward is None:
+            raise ValueError("ppo.rewards.reward_model: this run has no reward stage: add `reward`, or give a path")
+        if self.ppo.environment.id == "rlhf/Prompts-v0":
+            if not self.ppo.rewards:
+                raise ValueError("ppo.rewards is empty: rlhf/Prompts-v0 gives no reward of its own; add a component")
+            if self.ppo.data is None and "prompts" not in self.ppo.environment.kwargs:
+                raise ValueError("ppo.data is missing: rlhf/Prompts-v0 needs prompts")
+        elif self.ppo.data is not None:
+            raise ValueError(f"ppo.data is read only by rlhf/Prompts-v0, not by {self.ppo.environment.id}: remove it")
+        if self.ppo.critic.init == "reward_model" and "reward_model" not in self.ppo.rewards:
+            raise ValueError("ppo.critic.init is reward_model, but ppo.rewards has no reward_model")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluate_has_prompts(self) -> "Config":
+        if self.evaluate is None or self.evaluate.data is not None:
+            return self
+        if self.ppo is None or self.ppo.data is None:
+            raise ValueError("evaluate.data is missing: name the held-out prompts")
+        if self.ppo.data.test_fraction == 0:
+            raise ValueError("evaluate.data is missing and ppo.data.test_fraction is 0: set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit_processes(self) -> "Config":
+        processes = self.distributed.processes
+        for stage in ("sft", "reward"):
+            section = getattr(self, stage)
+            if section is None:
+                continue
+            rows = (section.microbatch_size or max(1, section.batch_size // processes)) * processes
+            if section.batch_size % rows:
+                raise ValueError(
+                    f"{stage}.batch_size {section.batch_size} must be a multiple of microbatch_size x processes = "
+                    f"{rows}"
+                )
+        return self
