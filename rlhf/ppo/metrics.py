@@ -1,0 +1,100 @@
+"""The numbers of one iteration, from its episodes, its batch and its update."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlhf.ppo.batch import Batch
+from rlhf.ppo.episode import Episode
+from rlhf.ppo.masked import masked_mean
+
+
+def rollout_metrics(episodes: Sequence[Episode], batch: Batch, kl_coefficient: float) -> dict[str, float]:
+    """Describe a rollout; KL and entropy are per episode (summed over its tokens), in nats.
+
+    Args:
+        episodes: All episodes of the iteration, those that nobody could score included.
+        batch: The scored ones.
+        kl_coefficient: The coefficient that their rewards were made with.
+    """
+    scores = np.array([episode.score for episode in episodes if np.isfinite(episode.score)])
+    kl = batch.kl.sum(1).mean()
+    values = {
+        "score": float(scores.mean()),
+        "score_std": float(scores.std()),
+        "reward": float(batch.rewards.sum(1).mean()),
+        "kl": float(kl),
+        "kl_coefficient": kl_coefficient,
+        "kl_penalty": float(kl_coefficient * kl),
+        "entropy": float(torch.where(batch.mask, -batch.logprobs, 0.0).sum(1).mean()),
+        "response_tokens": float(batch.mask.sum(1).double().mean()),
+        "stopped_share": float(batch.stopped.double().mean()),
+        "truncated_share": float(batch.truncated.double().mean()),
+        "unscored_episodes": float(len(episodes) - len(scores)),
+        "explained_variance": explained_variance(batch),
+        **sampler_mismatch(batch),
+    }
+    for name in sorted({name for episode in episodes for name in episode.components}):
+        known = [episode.components[name] for episode in episodes if np.isfinite(episode.components.get(name, np.nan))]
+        if known:
+            values[f"components/{name}"] = float(np.mean(known))
+    return values
+
+
+def explained_variance(batch: Batch) -> float:
+    """1 - Var(returns - values) / Var(returns) over all tokens; 0 where the returns do not vary."""
+    returns, values = batch.returns[batch.mask].double(), batch.values[batch.mask].double()
+    variance = returns.var(correction=0)
+    return float(1 - (returns - values).var(correction=0) / variance) if variance > 1e-12 else 0.0
+
+
+def sampler_mismatch(batch: Batch) -> dict[str, float]:
+    """How far the sampler's log-probabilities are from the trainer's own, and the mean weight that would correct it.
+
+    Both are exact (0 and 1) only where sampler and trainer have the same arithmetic; truncated sampling shows here as
+    a weight below 1, the mass that it kept.
+    """
+    gap = torch.where(batch.mask, batch.logprobs - batch.sampled_logprobs, 0.0)
+    return {
+        "sampler_logprob_gap": float(gap.abs().max()),
+        "importance_weight": float(masked_mean(gap.clamp(-20, 20).exp(), batch.mask)),
+    }
+
+
+def rollout_rows(episodes: Sequence[Episode], batch: Batch | None, iteration: int) -> list[dict[str, object]]:
+    """Return the table of rollouts: one row an episode, with its per-token numbers where it was scored."""
+    rows: list[dict[str, object]] = []
+    scored = 0
+    for episode in episodes:
+        row: dict[str, object] = {
+            "iteration": iteration,
+            "index": episode.index,
+            "sample_index": episode.sample_index,
+            "prompt": episode.prompt,
+            "response": "\n\n".join(episode.responses),
+            "score": episode.score,
+            "length": episode.response_length,
+            "stop_reason": episode.stop_reason,
+            **{f"component/{name}": value for name, value in episode.components.items()},
+        }
+        if batch is not None and np.isfinite(episode.score):
+            mask = batch.mask[scored]
+            row["kl"] = float(batch.kl[scored].sum())
+            row["tokens"] = [token for token, own in zip(episode.token_ids, episode.response_mask, strict=True) if own]
+            for name in ("logprobs", "ref_logprobs", "values", "advantages", "rewards"):
+                row[name] = getattr(batch, name)[scored][mask].tolist()
+            scored += 1
+        rows.append(row)
+    return rows
+
+
+def print_episodes(episodes: Sequence[Episode]) -> None:
+    """Print prompts, responses and scores as a table."""
+    table = Table("prompt", "response", "score", show_lines=True)
+    for episode in episodes:
+        table.add_row(Text(str(episode.prompt)), Text("\n\n".join(episode.responses)), f"{episode.score:.3f}")
+    Console().print(table)

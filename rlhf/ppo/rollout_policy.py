@@ -1,0 +1,71 @@
+"""The weights that the sampler decodes with.
+
+Training wants float32 masters, adapters beside their matrices and, under ZeRO-3, weights spread over processes.
+Decoding wants one plain module. Where the two differ, a copy is kept for decoding and refreshed once an iteration:
+adapters merged, weights gathered, trunk in the compute precision. The output layer stays float32.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf.distributed import gathered_parameters
+from rlhf.ppo import head
+
+
+class RolloutPolicy:
+    """Gives the sampler a plain module that answers as the policy does now."""
+
+    def __init__(self, policy: nn.Module, *, bf16: bool, sharded: bool) -> None:
+        self.policy = policy
+        self.dtype = torch.bfloat16 if bf16 else None
+        self.copied = bf16 or sharded or hasattr(policy, "get_base_model")
+        self._copy: Any = None
+
+    def refresh(self) -> nn.Module:
+        """Return the module to decode with, brought up to date."""
+        if not self.copied:
+            return self.policy
+        source = head.unwrapped(self.policy)
+        fresh = self._copy is None
+        if fresh:
+            self._copy = _empty_like(source, self.dtype)
+        target = dict(self._copy.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, module in source.named_modules():
+                _copy_weights(module, name.replace(".base_layer", ""), target, frozen_too=fresh)
+        return self._copy  # type: ignore[no-any-return]
+
+
+def _copy_weights(module: Any, name: str, target: dict[str, torch.Tensor], *, frozen_too: bool) -> None:
+    """Copy what changed of one module; a matrix and its adapter are summed in float32 before they are rounded."""
+    if hasattr(module, "get_delta_weight"):  # peft's adapted layers
+        with gathered_parameters(list(module.parameters())):
+            delta = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
+            target[f"{name}.weight"].copy_(module.get_base_layer().weight.float() + delta)
+        return
+    weights = [
+        (f"{name}.{key}", weight)
+        for key, weight in module.named_parameters(recurse=False)
+        if f"{name}.{key}" in target and (frozen_too or weight.requires_grad)
+    ]
+    if weights:
+        with gathered_parameters([weight for _, weight in weights]):
+            for key, weight in weights:
+                target[key].copy_(weight)
+
+
+def _empty_like(source: Any, dtype: torch.dtype | None) -> nn.Module:
+    """Build a model of the same architecture, on the same device, with its output layer apart from its embedding."""
+    config = copy.deepcopy(source.config)
+    config.tie_word_embeddings = False
+    device = next(source.parameters()).device
+    with torch.random.fork_rng(), torch.device(device):  # initial weights are overwritten: spend no randomness on them
+        model = type(source)(config)
+    own_dtype = next(source.parameters()).dtype
+    model.to(dtype or own_dtype)
+    model.get_output_embeddings().to(own_dtype)
+    model.requires_grad_(False)
+    return model.eval()

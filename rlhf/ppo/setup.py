@@ -1,0 +1,135 @@
+"""What a trainer needs before its first iteration: the models in their roles, the optimizer, the batch arithmetic."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer, get_scheduler
+
+from rlhf.errors import ModelError
+from rlhf.models.dropout import disable_dropout
+from rlhf.ppo import head
+from rlhf.ppo.actor_critic import ActorCritic, SharedCritic
+from rlhf.ppo.advantages import ESTIMATORS
+from rlhf.ppo.config import PPOConfig
+
+
+def make_policy(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:
+    """Return the policy, with new adapters if asked for."""
+    if peft_config is None:
+        return model
+    if isinstance(model, PeftModel):
+        raise ModelError("the model has adapters already: merge them first, or leave peft_config out")
+    policy: nn.Module = get_peft_model(model, peft_config)
+    return policy
+
+
+def make_reference(policy: nn.Module, ref_model: nn.Module | None) -> nn.Module | None:
+    """Return the frozen reference policy; None where it is the policy with its adapters switched off."""
+    if ref_model is policy:
+        raise ModelError("model and ref_model are the same object: give a copy, or None to have one made")
+    if ref_model is None:
+        if isinstance(policy, PeftModel):
+            return None
+        ref_model = copy.deepcopy(policy)
+    return ref_model.requires_grad_(False).eval()
+
+
+def make_actor_critic(args: PPOConfig, policy: Any, value_model: nn.Module | None) -> ActorCritic:
+    """Join policy and critic, with dropout off and activations recomputed if asked for."""
+    if not ESTIMATORS[args.advantage].uses_critic:
+        value_model = None
+    elif args.critic == "shared":
+        weight = next(policy.parameters())
+        hidden_size = int(head.unwrapped(policy).config.hidden_size)
+        value_model = SharedCritic(hidden_size).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+    elif value_model is None:
+        raise ModelError("advantage gae needs a critic: give value_model, or set critic to shared")
+    for module in (policy, value_model):
+        if module is not None:
+            disable_dropout(module)
+    if args.gradient_checkpointing:
+        for model in (policy, value_model):
+            if hasattr(model, "gradient_checkpointing_enable"):
+                model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+                if isinstance(model, PeftModel):
+                    model.enable_input_require_grads()
+    return ActorCritic(policy, value_model, bf16=bool(args.bf16))
+
+
+def make_optimizer(args: PPOConfig, model: ActorCritic) -> torch.optim.Optimizer:
+    """Build the optimizer that `args.optim` names, with the critic's own learning rate if there is one.
+
+    Biases and the scales of norms are not decayed, as in transformers' Trainer.
+    """
+    make, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            critic = name.startswith("value_model.")
+            rate = args.critic_learning_rate if critic and args.critic_learning_rate else args.learning_rate
+            decay = args.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    optimizer: torch.optim.Optimizer = make(
+        [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()], **options
+    )
+    return optimizer
+
+
+def make_scheduler(args: PPOConfig, optimizer: torch.optim.Optimizer, iterations: int) -> Any:
+    """Build the schedule; it moves once an iteration, and linear decay reaches exactly 0 behind the last one."""
+    return get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(iterations),
+        num_training_steps=iterations,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+
+
+def set_batch_sizes(args: PPOConfig, num_prompts: int | None, processes: int) -> None:
+    """Fill in the sizes that follow from others, under TRL's names, and refuse those that do not divide.
+
+    batch_size = per_device_train_batch_size * gradient_accumulation_steps * processes episodes make one iteration.
+    """
+    args.world_size = processes
+    args.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    args.micro_batch_size = args.per_device_train_batch_size * processes
+    args.batch_size = args.local_batch_size * processes
+    for name in ("num_mini_batches", "samples_per_prompt"):
+        if args.batch_size % getattr(args, name):
+            raise ValueError(
+                f"{name} is {getattr(args, name)}, which does not divide the {args.batch_size} episodes of an "
+                "iteration (per_device_train_batch_size * gradient_accumulation_steps * processes)"
+            )
+    args.mini_batch_size = args.batch_size // args.num_mini_batches
+    args.local_mini_batch_size = args.mini_batch_size // processes
+    if args.total_episodes is None:
+        if num_prompts is None:
+            raise ValueError(
+                "total_episodes is not set, and the environment has no number of prompts to derive it from"
+            )
+        args.total_episodes = int(args.num_train_epochs * num_prompts * args.samples_per_prompt)
+    args.num_total_batches = math.ceil(args.total_episodes / args.batch_size)
+
+
+def stop_token_ids(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens that end a response: the configured one, else EOS."""
+    if args.stop_token_id is not None:
+        return (args.stop_token_id,)
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no EOS token: set stop_token_id")
+    return (int(tokenizer.eos_token_id),)
+
+
+def reward_list(reward_model: Any, weights: Sequence[float] | None = None) -> tuple[list[Any], list[float]]:
+    """Return rewards and weights as lists; a single module or function is a list of one."""
+    rewards = list(reward_model) if isinstance(reward_model, list | tuple) else [reward_model]
+    chosen = list(weights) if weights is not None else [1.0] * len(rewards)
+    if len(chosen) != len(rewards):
+        raise ValueError(f"reward_weights has {len(chosen)} entries for {len(rewards)} rewards; give one for each")
+    return rewards, chosen

@@ -1,0 +1,182 @@
+"""The update: epochs of minibatches over one rollout. One minibatch is one optimizer step.
+
+Losses are summed over tokens and divided by the minibatch's tokens over all processes, so neither the cut into
+microbatches nor the number of processes changes the gradient.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf.ppo.actor_critic import TokenOutputs
+from rlhf.ppo.batch import Batch, Microbatch, microbatches
+from rlhf.ppo.losses import approximate_kl, importance_ratio, policy_loss, value_loss
+
+
+@dataclass(frozen=True)
+class UpdateParameters:
+    """What an update needs to know."""
+
+    epochs: int
+    minibatches: int
+    microbatch_tokens: int
+    temperature: float
+    clip_range: float
+    value_clip_range: float
+    value_coefficient: float
+    entropy_coefficient: float
+    max_gradient_norm: float | None
+    uses_critic: bool
+    seed: int
+
+
+SUMMED = ("loss/policy", "loss/value", "clip_fraction", "value_clip_fraction", "approx_kl", "ratio")
+
+
+@dataclass
+class UpdateStatistics:
+    """Token-weighted sums over all optimizer steps; `means` turns them into metrics."""
+
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMMED, 0.0))
+    tokens: int = 0
+    steps: int = 0
+    skipped_steps: int = 0
+    gradient_norms: list[float] = field(default_factory=list)
+    ratio_max: float = 0.0
+
+    def means(self) -> dict[str, float]:
+        """Return the metrics of the whole update."""
+        means = {name: total / max(self.tokens, 1) for name, total in self.sums.items()}
+        norms = self.gradient_norms or [0.0]
+        return {
+            **means,
+            "ratio_max": self.ratio_max,
+            "gradient_norm": sum(norms) / len(norms),
+            "optimizer_steps": float(self.steps),
+            "skipped_steps": float(self.skipped_steps),
+        }
+
+
+def minibatch_rows(size: int, epochs: int, minibatches: int, seed: int) -> Iterator[list[int]]:
+    """Yield the rows of each minibatch: every epoch is a fresh permutation, cut into equal parts.
+
+    The permutation is the same on every process. Rows that no minibatch would get (a batch from which unscored
+    episodes were dropped) make the first minibatches one row longer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(size, generator=generator)
+        for part in order.tensor_split(minibatches):
+            if len(part):
+                yield part.tolist()
+
+
+def microbatch_loss(
+    outputs: TokenOutputs, batch: Batch, microbatch: Microbatch, parameters: UpdateParameters
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Summed loss of a microbatch, and sums over its tokens for the metrics."""
+    mask = batch.mask[microbatch.rows]
+    old_logprobs, advantages = batch.logprobs[microbatch.rows][mask], batch.advantages[microbatch.rows][mask]
+    ratio = importance_ratio(outputs.logprobs, old_logprobs)
+    policy_losses, clipped = policy_loss(ratio, advantages, parameters.clip_range)
+    loss = policy_losses.sum() - parameters.entropy_coefficient * outputs.entropies.sum()
+    sums = {
+        "loss/policy": policy_losses.detach().sum(),
+        "clip_fraction": clipped.sum(),
+        "approx_kl": approximate_kl(outputs.logprobs.detach(), old_logprobs).sum(),
+        "ratio": ratio.detach().sum(),
+        "ratio_max": ratio.detach().max(),
+    }
+    if parameters.uses_critic:
+        old_values, returns = batch.values[microbatch.rows][mask], batch.returns[microbatch.rows][mask]
+        value_losses, value_clipped = value_loss(outputs.values, old_values, returns, parameters.value_clip_range)
+        loss = loss + parameters.value_coefficient * value_losses.sum()
+        sums |= {"loss/value": value_losses.detach().sum(), "value_clip_fraction": value_clipped.sum()}
+    return loss, sums
+
+
+def update(
+    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, parameters: UpdateParameters, accelerator: Accelerator
+) -> UpdateStatistics:
+    """Take `epochs * minibatches` optimizer steps on a rollout.
+
+    Args:
+        model: The prepared `ActorCritic`.
+        optimizer: The prepared optimizer.
+        batch: The rollout, advantages and returns filled in.
+        parameters: See there.
+        accelerator: Prepared `model` and `optimizer`.
+    """
+    statistics = UpdateStatistics()
+    model.train()
+    for rows in minibatch_rows(len(batch), parameters.epochs, parameters.minibatches, parameters.seed):
+        parts = list(
+            microbatches(
+                batch, rows, parameters.microbatch_tokens, accelerator.process_index, accelerator.num_processes
+            )
+        )
+        tokens = int(batch.mask[rows].sum())
+        # Accelerate and DeepSpeed average gradients over processes; the sum over tokens is wanted.
+        scale = accelerator.num_processes / tokens
+        for number, microbatch in enumerate(parts):
+            with _accumulating(accelerator, model, last=number + 1 == len(parts)):
+                outputs = model(microbatch, parameters.temperature, entropy=parameters.entropy_coefficient != 0)
+                loss, sums = microbatch_loss(outputs, batch, microbatch, parameters)
+                accelerator.backward(loss * (scale if microbatch.counts else 0.0))
+            if microbatch.counts:
+                _add(statistics, sums)
+        statistics.tokens += tokens
+        _step(model, optimizer, accelerator, parameters.max_gradient_norm, statistics)
+    _sum_over_processes(statistics, accelerator)
+    return statistics
+
+
+@contextmanager
+def _accumulating(accelerator: Accelerator, model: Any, *, last: bool) -> Iterator[None]:
+    """Hold back communication, and DeepSpeed's step, until the last microbatch of a minibatch."""
+    if accelerator.distributed_type == "DEEPSPEED":
+        accelerator.gradient_state._set_sync_gradients(last)
+        yield
+    elif last or accelerator.num_processes == 1:
+        yield
+    else:
+        with accelerator.no_sync(model):
+            yield
+
+
+def _step(
+    model: Any, optimizer: torch.optim.Optimizer, accelerator: Accelerator, limit: float | None, statistics: Any
+) -> None:
+    """Clip and step; a gradient that is not finite costs the step, not the run."""
+    statistics.steps += 1
+    if accelerator.distributed_type == "DEEPSPEED":  # backward() of the last microbatch has clipped and stepped
+        statistics.gradient_norms.append(float(model.get_global_grad_norm() or 0.0))
+        return
+    trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, limit if limit is not None else math.inf))
+    if math.isfinite(norm):
+        statistics.gradient_norms.append(norm)
+        optimizer.step()
+    else:
+        statistics.skipped_steps += 1
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _add(statistics: UpdateStatistics, sums: dict[str, Tensor]) -> None:
+    statistics.ratio_max = max(statistics.ratio_max, float(sums.pop("ratio_max")))
+    for name, value in sums.items():
+        statistics.sums[name] += float(value)
+
+
+def _sum_over_processes(statistics: UpdateStatistics, accelerator: Accelerator) -> None:
+    if accelerator.num_processes == 1:
+        return
+    local = torch.tensor([statistics.sums[name] for name in SUMMED], dtype=torch.float64, device=accelerator.device)
+    total = accelerator.reduce(local, reduction="sum")
+    statistics.sums = dict(zip(SUMMED, total.tolist(), strict=True))
