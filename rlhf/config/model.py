@@ -24,6 +24,8 @@ class ArchitectureConfig(Section):
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}")
         if self.key_value_heads is not None and self.heads % self.key_value_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of key_value_heads {self.key_value_heads}")
+        if self.key_value_heads is not None and self.type != "llama":
+            raise ValueError(f"key_value_heads is for type llama, not {self.type}: remove it")
         return self
 
 

@@ -1,0 +1,70 @@
+"""The rows that the stages receive: checked, with their prompt as the data set had it.
+
+Raw dictionaries become these rows in `parse.py`; `dataset.py` hands them out in `Splits`. Nothing here reads or checks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from reward_models.chat import Text
+
+Kind: TypeAlias = Literal["demonstrations", "preferences", "prompts"]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and the response to imitate; `columns` holds what else the row had."""
+
+    prompt: Text
+    response: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two responses to one prompt, the better one first; `columns` holds what else the row had."""
+
+    prompt: Text
+    chosen: str
+    rejected: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt without a response; `columns` are what reward functions receive by keyword."""
+
+    prompt: Text
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+Row: TypeAlias = Demonstration | Preference | Prompt
+RowT = TypeVar("RowT", bound=Row)
+
+
+@dataclass(frozen=True)
+class Splits(Generic[RowT]):
+    """Rows of one data set. No prompt stands in two splits.
+
+    Attributes:
+        train: Rows to train on, mixed by weight.
+        validation: Held-out rows, each once.
+        test: Held-out rows, each once.
+        skipped: Reason -> number of bad rows that were left out.
+        examples: Reason -> the message of the first row that was left out for it.
+    """
+
+    train: list[RowT]
+    validation: list[RowT]
+    test: list[RowT]
+    skipped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """One line for the log: how many rows each split has, and what was skipped why."""
+        sizes = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
+        if not self.skipped:
+            return sizes
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+        return f"{sizes}; skipped {sum(self.skipped.values())}: {reasons}"
