@@ -15,7 +15,9 @@ class SourceConfig(Section):
     weight: float = Field(1.0, gt=0, description="Share of this source in a mix, relative to the others.")
     split: str = Field("train", description="Split of a Hub data set.")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the source's column.")
-    args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the function, or of load_dataset.")
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of the function, or of load_dataset."
+    )
 
 
 class DataConfig(Section):

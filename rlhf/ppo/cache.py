@@ -68,12 +68,22 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.width = 0  # columns that the current step attends to
         super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
 
-    def begin_step(self, active: int) -> Tensor:
-        """Prepare a step of the first `active` rows; return its attention mask (active, 1, 1, width), True = attend."""
+    def begin_step(self, active: int, dtype: torch.dtype) -> Tensor:
+        """Prepare a step of the first `active` rows and return its attention mask.
+
+        Args:
+            active: Rows that take part.
+            dtype: The model's; the mask is added to attention scores of that dtype.
+
+        Returns:
+            (active, 1, 1, width): 0 where a row may attend, the lowest number elsewhere.
+        """
         lengths = self.lengths[:active]
         self.width = int(lengths.max()) + 1
         columns = torch.arange(self.width, device=lengths.device)
-        return (columns[None, :] <= lengths[:, None])[:, None, None, :]
+        hidden = columns[None, :] > lengths[:, None]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=lengths.device)
+        return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None, :]
 
     def insert(self, rows: Tensor, prefilled: DynamicCache, lengths: Tensor) -> None:
         """Copy prefilled prompts (right-padded) into free rows."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlhf.distributed import full_state
 from rlhf.errors import StageError
 from rlhf.ppo.actor_critic import SharedCritic
 
@@ -56,22 +57,28 @@ def load(trainer: "PPOTrainer", folder: str) -> None:
 
 def save_models(trainer: "PPOTrainer", folder: str) -> None:
     """Save the policy (its adapters, if it has some) and tokenizer, and the critic in a subfolder `critic`."""
-    state = trainer.accelerator.get_state_dict(trainer.model)  # whole also under ZeRO-3; a collective call
+    state = full_state(trainer.actor_critic)
     if not trainer.accelerator.is_main_process:
         return
-    model = trainer.actor_critic
-    model.policy.save_pretrained(folder, state_dict=_part(state, "policy."))  # type: ignore[operator]
+    policy: Any = trainer.actor_critic.policy
+    policy.save_pretrained(folder, state_dict=part(state, "policy."))
     trainer.processing_class.save_pretrained(folder)
-    if model.value_model is None:
+    save_critic(trainer, state, Path(folder, "critic"))
+
+
+def save_critic(trainer: "PPOTrainer", state: dict[str, Any], folder: Path) -> None:
+    """Save the critic, if there is one: a sequence-classification folder, or `value_head.pt` of a shared one."""
+    critic: Any = trainer.actor_critic.value_model
+    if critic is None:
         return
-    critic = Path(folder, "critic")
-    critic.mkdir(parents=True, exist_ok=True)
-    if isinstance(model.value_model, SharedCritic):
-        torch.save(_part(state, "value_model."), critic / "value_head.pt")
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(critic, SharedCritic):
+        torch.save(part(state, "value_model."), folder / "value_head.pt")
     else:
-        model.value_model.save_pretrained(critic, state_dict=_part(state, "value_model."))  # type: ignore[operator]
-        trainer.processing_class.save_pretrained(critic)
+        critic.save_pretrained(folder, state_dict=part(state, "value_model."))
+        trainer.processing_class.save_pretrained(folder)
 
 
-def _part(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+def part(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the weights under a prefix, without it."""
     return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}

@@ -53,6 +53,9 @@ class PPOConfig(TrlPPOConfig):  # type: ignore[misc]
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.missing_eos_penalty is not None:
             self.missing_stop_action, self.missing_stop_value = "subtract", self.missing_eos_penalty
+        # transformers renamed gradient_checkpointing and warns about the old name; both mean the same here.
+        if getattr(self, "activation_checkpointing", None) is None:
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         self._check()
 

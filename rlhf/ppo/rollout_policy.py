@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rlhf.distributed import gathered_parameters
+from rlhf.errors import ModelError
 from rlhf.ppo import head
 
 
@@ -19,6 +20,7 @@ class RolloutPolicy:
     """Gives the sampler a plain module that answers as the policy does now."""
 
     def __init__(self, policy: nn.Module, *, bf16: bool, sharded: bool) -> None:
+        _refuse_unmergeable(policy)
         self.policy = policy
         self.dtype = torch.bfloat16 if bf16 else None
         self.copied = bf16 or sharded or hasattr(policy, "get_base_model")
@@ -35,12 +37,24 @@ class RolloutPolicy:
         target = dict(self._copy.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, module in source.named_modules():
-                _copy_weights(module, name.replace(".base_layer", ""), target, frozen_too=fresh)
+                _copy_weights(module, name, target, frozen_too=fresh)
         return self._copy  # type: ignore[no-any-return]
+
+
+def _refuse_unmergeable(policy: Any) -> None:
+    """Adapters are merged into the copy as W + delta; refuse those that are more than that."""
+    for name, config in getattr(policy, "peft_config", {}).items():
+        if getattr(config, "modules_to_save", None) or getattr(config, "use_dora", False):
+            raise ModelError(
+                f"adapter {name!r} has modules_to_save or use_dora, which rollouts cannot merge: use plain LoRA, or "
+                "train all weights"
+            )
 
 
 def _copy_weights(module: Any, name: str, target: dict[str, torch.Tensor], *, frozen_too: bool) -> None:
     """Copy what changed of one module; a matrix and its adapter are summed in float32 before they are rounded."""
+    adapted = name.endswith(".base_layer")  # its matrix was written with its adapter, by the layer around it
+    name = name.removesuffix(".base_layer")
     if hasattr(module, "get_delta_weight"):  # peft's adapted layers
         with gathered_parameters(list(module.parameters())):
             delta = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
@@ -49,7 +63,7 @@ def _copy_weights(module: Any, name: str, target: dict[str, torch.Tensor], *, fr
     weights = [
         (f"{name}.{key}", weight)
         for key, weight in module.named_parameters(recurse=False)
-        if f"{name}.{key}" in target and (frozen_too or weight.requires_grad)
+        if f"{name}.{key}" in target and (frozen_too or weight.requires_grad) and not (adapted and key == "weight")
     ]
     if weights:
         with gathered_parameters([weight for _, weight in weights]):
@@ -63,9 +77,10 @@ def _empty_like(source: Any, dtype: torch.dtype | None) -> nn.Module:
     config.tie_word_embeddings = False
     device = next(source.parameters()).device
     with torch.random.fork_rng(), torch.device(device):  # initial weights are overwritten: spend no randomness on them
-        model = type(source)(config)
+        model: nn.Module = type(source)(config)
     own_dtype = next(source.parameters()).dtype
-    model.to(dtype or own_dtype)
-    model.get_output_embeddings().to(own_dtype)
     model.requires_grad_(False)
+    for parameter in model.parameters():  # buffers stay: rounded rotary frequencies would turn far positions
+        parameter.data = parameter.data.to(dtype or own_dtype)
+    head.output_layer(model).to(own_dtype)
     return model.eval()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from rlhf.errors import ModelError
 from rlhf.ppo import head
 from rlhf.ppo.cache import SlotCache
 from rlhf.ppo.noise import uniforms
@@ -108,7 +109,8 @@ class Sampler:
         self.policy = policy
         self.parameters = parameters
         self.decode = decode
-        self.device = next(policy.parameters()).device
+        first = next(head.trunk(policy).parameters())
+        self.device, self.dtype = first.device, first.dtype
 
     @torch.inference_mode()
     def __call__(self, requests: Sequence[Request]) -> list[Sampled]:
@@ -145,8 +147,14 @@ class _Decoding:
         self.waiting = deque(sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids)))
         rows = min(sampler.parameters.batch_size, len(requests))
         columns = max(len(request.prompt_ids) + request.max_tokens for request in requests)
-        layers = head.unwrapped(sampler.policy).config.num_hidden_layers
-        self.cache = SlotCache(layers, rows, columns, sampler.device)
+        config = head.unwrapped(sampler.policy).config
+        window = getattr(config, "sliding_window", None)
+        if window is not None and columns > window:
+            raise ModelError(
+                f"prompt and response may take {columns} tokens, but this model's attention slides over {window}: "
+                "shorten them, or choose a model with full attention"
+            )
+        self.cache = SlotCache(config.num_hidden_layers, rows, columns, sampler.device)
         self.rows: list[int] = []  # row -> request
         self.last_token = torch.zeros(rows, dtype=torch.long, device=sampler.device)
 
@@ -176,7 +184,7 @@ class _Decoding:
 
     def _step(self) -> None:
         active = len(self.rows)
-        mask = self.cache.begin_step(active)
+        mask = self.cache.begin_step(active, self.sampler.dtype)
         positions = self.cache.lengths[:active, None].clone()
         output = head.trunk(self.sampler.policy)(
             input_ids=self.last_token[:active, None],

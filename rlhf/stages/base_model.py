@@ -1,0 +1,31 @@
+"""Which policy a later stage starts from: what the SFT stage left, or the configured model itself."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.config.schema import Config
+from rlhf.errors import StageError
+from rlhf.models.load import load_tokenizer
+from rlhf.run_folder import RunFolder
+from rlhf.stages.corpus import texts
+
+
+def policy_folder(config: Config, folder: RunFolder) -> Path | None:
+    """Return the SFT stage's folder, None in a run without that stage.
+
+    Raises:
+        StageError: The stage has not run yet.
+    """
+    if config.sft is None:
+        return None
+    if not (folder.sft / "config.json").is_file():
+        raise StageError(f"{folder.sft} has no model yet: run `rlhf sft` first, or `rlhf run` for all stages")
+    return Path(folder.sft)
+
+
+def policy_tokenizer(config: Config, folder: RunFolder) -> PreTrainedTokenizerBase:
+    """Load the policy's tokenizer, or train it where the run has neither an SFT stage nor a model to start from."""
+    saved = policy_folder(config, folder)
+    needs_training = saved is None and config.model.architecture is not None
+    return load_tokenizer(config.model, texts(config) if needs_training else None, folder=saved)

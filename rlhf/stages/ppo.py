@@ -1,0 +1,182 @@
+"""The PPO stage: the SFT policy plays episodes in a text environment and learns from their rewards.
+
+Reads the SFT folder (or the configured model), this run's reward model where it is a component of the score, and the
+environment; writes a policy folder that `from_pretrained` loads, and the critic beside it. The loop itself is
+`rlhf.ppo.trainer`.
+"""
+
+import tempfile
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from envs.registry import make_text_env
+from envs.vector import TextVectorEnv
+from rlhf.config.ppo import PPOSectionConfig
+from rlhf.config.schema import Config
+from rlhf.data import load_rows
+from rlhf.distributed import barrier, deepspeed_config, forget_zero, full_state, is_main_process, world_size
+from rlhf.errors import StageError
+from rlhf.models.adapters import add_adapters
+from rlhf.models.load import load_policy, load_sequence_classifier
+from rlhf.ppo import checkpoint
+from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.metrics import rollout_rows
+from rlhf.ppo.rollout import EnvironmentSource, Lengths
+from rlhf.ppo.trainer import Iteration, PPOTrainer
+from rlhf.run_folder import RunFolder
+from rlhf.scorer import build_scorer
+from rlhf.stages.base_model import policy_folder, policy_tokenizer
+from rlhf.stages.supervised import Trained, save
+from rlhf.tracking.callback import attach
+from rlhf.tracking.progress import StageProgress
+from rlhf.tracking.tracker import Tracker
+
+
+def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
+    """Train the policy; return what the manifest keeps."""
+    assert config.ppo is not None, "the pipeline runs configured stages only"
+    section = config.ppo
+    tokenizer = policy_tokenizer(config, folder)
+    policy = make_policy(config, folder, tokenizer)
+    source = make_source(config, folder, tokenizer, policy)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = PPOTrainer(
+            make_arguments(config, scratch),
+            tokenizer,
+            policy,
+            value_model=make_critic(config, folder, tokenizer),
+            source=source,
+            on_iteration=lambda iteration: log_iteration(iteration, tracker),
+        )
+        attach(trainer, tracker, "ppo", StageProgress("ppo", unit="iterations"))
+        trainer.train()
+        save_models(trainer, config, folder, tokenizer)
+    last = {key: value for key, value in trainer.state.log_history[-1].items() if key in ("ppo/score", "ppo/kl")}
+    return {"iterations": section.iterations, "episodes": trainer.state.episode, **last}
+
+
+def make_policy(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """Load the policy that the SFT stage left, with fresh adapters if the model is fine-tuned through them."""
+    policy: nn.Module = load_policy(config.model, tokenizer, folder=policy_folder(config, folder), seed=config.seed)
+    if config.model.lora is None:
+        return policy
+    policy = add_adapters(policy, config.model.lora, "language_model", seed=config.seed, dropout=False)
+    return policy
+
+
+def make_critic(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Load a separate critic from the configured origin; None where the critic shares the policy's trunk."""
+    assert config.ppo is not None
+    if config.ppo.critic.type == "shared":
+        return None
+    if config.ppo.critic.init == "policy":
+        trunk = load_policy(config.model, tokenizer, folder=policy_folder(config, folder), seed=config.seed)
+        critic: Any = load_sequence_classifier(trunk, tokenizer, seed=config.seed)
+        nn.init.zeros_(critic.score.weight)  # the first values are 0
+        return critic
+    origin = config.ppo.rewards["reward_model"].path or folder.reward
+    critic = load_sequence_classifier(origin, tokenizer, seed=config.seed)
+    if critic.config.vocab_size != len(tokenizer) and critic.get_input_embeddings().num_embeddings < len(tokenizer):
+        raise StageError(
+            f"ppo.critic.init is reward_model, but {origin} has another vocabulary than the policy: "
+            "a critic reads the policy's tokens. Set ppo.critic.init to policy."
+        )
+    return critic
+
+
+def make_source(
+    config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, policy: Any
+) -> EnvironmentSource:
+    """Build the environments and what scores their episodes."""
+    assert config.ppo is not None
+    section = config.ppo
+    kwargs: dict[str, Any] = dict(section.environment.kwargs)
+    if section.data is not None:
+        rows = load_rows(section.data, "prompts").train
+        kwargs["prompts"] = [{"prompt": row.prompt, **row.columns} for row in rows]
+    count = section.episodes_per_iteration // world_size()
+    turns = section.environment.max_turns
+    environments = [make_text_env(section.environment.id, max_episode_steps=turns, **kwargs) for _ in range(count)]
+    lengths = Lengths(
+        max_prompt_tokens=section.rollout.max_prompt_tokens,
+        max_response_tokens=section.rollout.max_response_tokens,
+        min_response_tokens=section.rollout.min_response_tokens,
+        max_turns=turns,
+        max_total_tokens=getattr(policy.config, "max_position_embeddings", None),
+    )
+    scorer = build_scorer(config, folder)
+    return EnvironmentSource(TextVectorEnv(environments, scorer), tokenizer, lengths, section.rollout.stop_strings)
+
+
+def make_arguments(config: Config, output_dir: str) -> PPOConfig:
+    """Translate the section into the trainer's options."""
+    assert config.ppo is not None
+    section: PPOSectionConfig = config.ppo
+    bf16 = config.model.dtype == "bfloat16"
+    return PPOConfig(
+        output_dir=output_dir,
+        seed=config.seed,
+        total_episodes=section.iterations * section.episodes_per_iteration,
+        per_device_train_batch_size=section.episodes_per_iteration // world_size(),
+        num_mini_batches=section.minibatches,
+        num_ppo_epochs=section.epochs,
+        microbatch_tokens=section.microbatch_tokens,
+        samples_per_prompt=section.samples_per_prompt,
+        local_rollout_forward_batch_size=section.rollout.batch_size,
+        response_length=section.rollout.max_response_tokens,
+        min_response_length=section.rollout.min_response_tokens,
+        temperature=section.rollout.temperature,
+        top_k=section.rollout.top_k,
+        top_p=section.rollout.top_p,
+        stop_strings=tuple(section.rollout.stop_strings),
+        stop_token="eos",
+        missing_stop_action=section.missing_stop.action,
+        missing_stop_value=section.missing_stop.value,
+        kl_coef=section.kl.coefficient,
+        kl_controller=section.kl.controller,
+        kl_target=section.kl.target,
+        kl_horizon=section.kl.horizon,
+        critic=section.critic.type,
+        critic_learning_rate=section.critic.learning_rate,
+        advantage=section.advantage,
+        gamma=section.gamma,
+        lam=section.gae_lambda,
+        whiten_rewards=section.whiten_rewards,
+        whiten_advantages=section.whiten_advantages,
+        bootstrap_truncated=section.bootstrap_truncated,
+        cliprange=section.clip_range,
+        cliprange_value=section.value_clip_range,
+        vf_coef=section.value_coefficient,
+        entropy_coefficient=section.entropy_coefficient,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=section.scheduler if section.scheduler == "linear" else "constant_with_warmup",
+        warmup_steps=section.warmup_iterations,
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_gradient_norm or 0.0,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        deepspeed=deepspeed_config(config.distributed, bf16=bf16, max_gradient_norm=section.max_gradient_norm),
+    )
+
+
+def log_iteration(iteration: Iteration, tracker: Tracker) -> None:
+    """Keep the iteration's episodes; its metrics go through the trainer's callbacks."""
+    tracker.log_rollouts(rollout_rows(iteration.episodes, iteration.batch, iteration.number), iteration.number)
+
+
+def save_models(trainer: PPOTrainer, config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the policy, adapters merged, and the critic in a subfolder."""
+    weights = full_state(trainer.actor_critic, trainable_only=True)
+    forget_zero()
+    trained = Trained(checkpoint.part(weights, "policy."), steps=trainer.state.global_step)
+    save(trained, lambda: make_policy(config, folder, tokenizer), tokenizer, folder.ppo)
+    if is_main_process():
+        checkpoint.save_critic(trainer, weights, folder.ppo / "critic")
+    barrier()

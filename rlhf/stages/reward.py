@@ -1,0 +1,173 @@
+"""The reward-model stage: a scalar model learns from pairs which of two responses people prefer.
+
+Bradley-Terry (Ouyang et al., 2022, equation 1): P(chosen wins) = sigmoid(score(chosen) - score(rejected)); the loss is
+the mean negative log-likelihood of the pairs, in nats. Training is TRL's `RewardTrainer`, what it shares with the SFT
+stage stands in `supervised.py`. Afterwards `normalisation.py` gives scores mean 0 and variance 1 on the SFT policy's
+responses. Writes a folder that `AutoModelForSequenceClassification` loads.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from reward_models.calibration import pair_metrics
+from reward_models.chat import Text, encode_dialogue, encode_prompt, to_messages
+from rlhf.config.schema import Config
+from rlhf.data import Preference, Splits, load_rows
+from rlhf.errors import StageError
+from rlhf.models.adapters import add_adapters
+from rlhf.models.load import load_sequence_classifier, load_tokenizer
+from rlhf.run_folder import RunFolder
+from rlhf.stages.base_model import policy_folder, policy_tokenizer
+from rlhf.stages.corpus import texts
+from rlhf.stages.normalisation import normalise
+from rlhf.stages.supervised import Validation, check_positions, save, train, training_arguments
+from rlhf.tracking.tracker import Tracker
+from rlhf.trl_bridge import TrlRewardConfig, TrlRewardTrainer
+
+__all__ = ["run"]
+
+
+def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
+    """Train the reward model on the preferences and write `folder.reward`; return what the manifest keeps.
+
+    Raises:
+        StageError: The config has no section `reward`, the SFT stage has not run, or the training diverges.
+        UserError: The data or the model cannot be used, or the scores do not tell responses apart.
+    """
+    if config.reward is None:
+        raise StageError("the config has no section reward: add it, or choose another command")
+    section = config.reward
+    tokenizer = _tokenizer(config, folder)
+    model = _build(config, folder, tokenizer)
+    check_positions("reward", section, model)
+    rows = load_rows(
+        section.data,
+        "preferences",
+        encode=lambda prompt, response: _encode(tokenizer, prompt, response),
+        max_tokens=section.max_tokens,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _trainer(config, model, tokenizer, rows, scratch)
+        trained = train(trainer, tracker, "reward", section)
+    save(trained, lambda: _build(config, folder, tokenizer), tokenizer, folder.reward)
+    del trainer, model  # sampling needs the memory
+    normalisation = normalise(config, folder, [row.prompt for row in rows.train])
+    scale = {"normalisation_mean": normalisation.mean, "normalisation_std": normalisation.std}
+    tracker.log({f"reward/{name}": value for name, value in scale.items()}, trained.steps)
+    return {
+        "train_pairs": len(rows.train),
+        "validation_pairs": len(rows.validation),
+        "skipped_rows": rows.skipped,
+        **_held_out(trained.metrics),
+        **scale,
+        "normalisation_samples": normalisation.samples,
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+    }
+
+
+class RewardTrainer(Validation, TrlRewardTrainer):  # type: ignore[misc]  # trl has no types
+    """TRL's trainer, validating by the exact metrics of all held-out pairs."""
+
+    def measure(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """Scores of the pairs of a batch, (B, 2): of the chosen and of the rejected response."""
+        scores: Tensor = model(**batch, use_cache=False).logits  # (2 B, 1): first all chosen, then all rejected
+        return scores.view(2, -1).T.contiguous()
+
+    def summarise(self, measured: Tensor) -> dict[str, float]:
+        """Loss, accuracy with its 95% interval, margin and calibration."""
+        chosen, rejected = measured.unbind(1)
+        loss = -nn.functional.logsigmoid(chosen - rejected).mean()  # -log P(chosen wins)
+        if self.args.center_rewards_coefficient is not None:
+            loss += self.args.center_rewards_coefficient * (chosen + rejected).square().mean()
+        if not measured.isfinite().all():
+            return {"eval_loss": float("nan")}
+        pairs = pair_metrics(chosen.numpy(), rejected.numpy())
+        return {
+            "eval_loss": loss.item(),
+            "eval_accuracy": pairs.accuracy,
+            "eval_accuracy_low": pairs.accuracy_low,
+            "eval_accuracy_high": pairs.accuracy_high,
+            "eval_margin": pairs.mean_margin,
+            "eval_mean_reward": measured.mean().item(),
+            "eval_min_reward": measured.min().item(),
+            "eval_max_reward": measured.max().item(),
+            "expected_calibration_error": pairs.calibration_error,
+        }
+
+
+def _trainer(
+    config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Splits[Preference], output_dir: str
+) -> RewardTrainer:
+    assert config.reward is not None
+    arguments = training_arguments(
+        TrlRewardConfig,
+        config,
+        config.reward,
+        config.reward.model or config.model,
+        validate=bool(rows.validation),
+        output_dir=output_dir,
+        center_rewards_coefficient=config.reward.center_coefficient,
+        disable_dropout=False,  # the model has none, and that of its adapters is configured
+    )
+    return RewardTrainer(
+        model,
+        arguments,
+        train_dataset=_tokenised(tokenizer, rows.train),
+        eval_dataset=_tokenised(tokenizer, rows.validation) if rows.validation else None,
+        processing_class=tokenizer,
+    )
+
+
+def _held_out(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """The validation that the manifest keeps; every value is None if nothing validates."""
+    return {
+        "validation_loss": metrics.get("eval_loss"),
+        "accuracy": metrics.get("eval_accuracy"),
+        "accuracy_interval": [metrics.get("eval_accuracy_low"), metrics.get("eval_accuracy_high")],
+        "mean_margin": metrics.get("eval_margin"),
+        "expected_calibration_error": metrics.get("expected_calibration_error"),
+    }
+
+
+def _tokenizer(config: Config, folder: RunFolder) -> PreTrainedTokenizerBase:
+    assert config.reward is not None
+    own = config.reward.model
+    if own is None:
+        return policy_tokenizer(config, folder)
+    return load_tokenizer(own, texts(config) if own.architecture is not None else None)
+
+
+def _build(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The SFT policy's trunk, or another backbone, with a new head, and with adapters if it is trained by them."""
+    assert config.reward is not None
+    origin = config.reward.model or policy_folder(config, folder) or config.model
+    model: nn.Module = load_sequence_classifier(origin, tokenizer, seed=config.seed)
+    lora = (config.reward.model or config.model).lora
+    if lora is not None:
+        model = add_adapters(model, lora, "reward_model", seed=config.seed)
+    return model
+
+
+def _tokenised(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference]) -> Dataset:
+    return Dataset.from_list(
+        [
+            {
+                "chosen_ids": _encode(tokenizer, row.prompt, row.chosen),
+                "rejected_ids": _encode(tokenizer, row.prompt, row.rejected),
+            }
+            for row in rows
+        ]
+    )
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: str | None) -> list[int]:
+    """Token ids of the whole conversation, up to the EOS where the score is read."""
+    if response is None:
+        return encode_prompt(tokenizer, prompt)
+    return encode_dialogue(tokenizer, [*to_messages(prompt), {"role": "assistant", "content": response}])

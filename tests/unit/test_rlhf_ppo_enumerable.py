@@ -1,0 +1,232 @@
+"""PPO on a language model of which every response can be listed: V = 4, at most 3 tokens, 40 responses.
+
+`soft_optimum` solves it by backward induction; then every advantage must be 0. And the gradient of the surrogate must be
+that of the objective itself, by automatic differentiation of the sum over all responses.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from ppo_helpers import PrefixCritic, PrefixPolicy, all_sequences, episode, make_trainer, ppo_config
+
+from rlhf.ppo.batch import microbatches
+from rlhf.ppo.update import UpdateParameters, microbatch_loss
+
+V, LONGEST, EOS = 4, 3, 0
+PROMPT = (2,)
+RESPONSES = list(all_sequences(V, LONGEST, EOS))
+STATES = sorted({PROMPT + response[:t] for response in RESPONSES for t in range(len(response))})
+ENDS = [PROMPT + response for response in RESPONSES]
+
+
+def stop_reason(response):
+    return "eos" if response[-1] == EOS else "length"
+
+
+@dataclasses.dataclass
+class World:
+    """Rewards of every token, the reference policy, and what the game is worth from each state on."""
+
+    rewards: dict  # conversation -> reward of its last token
+    reference: dict  # state -> log-probabilities (V,)
+    ends: dict  # finished conversation -> V behind it
+    coefficient: float
+    gamma: float
+
+    def soft_optimum(self):
+        """V*(s) = b ln sum_a pi_ref exp(Q / b); pi* = pi_ref exp((Q - V) / b); Q = r + gamma V*(s')."""
+        values, policy = dict(self.ends), {}
+        for state in sorted(STATES, key=len, reverse=True):
+            following = [(*state, token) for token in range(V)]
+            q = torch.tensor([self.rewards[s] + self.gamma * float(values[s]) for s in following], dtype=torch.float64)
+            exponent = self.reference[state] + q / self.coefficient
+            values[state] = self.coefficient * exponent.logsumexp(0)
+            policy[state] = self.reference[state] + (q - values[state]) / self.coefficient
+        return policy, values
+
+    def episodes(self, **options):
+        for number, response in enumerate(RESPONSES):
+            rewards = [self.rewards[PROMPT + response[: t + 1]] for t in range(len(response))]
+            yield episode(
+                PROMPT, response, rewards=rewards, stop_reason=stop_reason(response), index=number,
+                truncated=options.get("truncate_unfinished", False) and response[-1] != EOS,
+            )  # fmt: skip
+
+
+def random_world(seed=0, *, coefficient=0.7, gamma=1.0, dense=True):
+    generator = torch.Generator().manual_seed(seed)
+    rewards = {
+        state[:end]: float(torch.randn((), generator=generator, dtype=torch.float64)) if dense or state in ENDS else 0.0
+        for state in ENDS
+        for end in range(2, len(state) + 1)
+    }
+    if not dense:
+        rewards |= {state: 0.0 for state in STATES}
+    reference = {state: torch.randn(V, generator=generator, dtype=torch.float64).log_softmax(0) for state in STATES}
+    return World(rewards, reference, dict.fromkeys(ENDS, 0.0), coefficient, gamma)
+
+
+def scored(folder, world, policy, values, *, temperature=0.7, episodes=None, **options):
+    """Trainer and batch with every response of the world as one episode, scored by the engine."""
+    trainer = make_trainer(
+        folder,
+        PrefixPolicy(STATES, V).load(policy, temperature),
+        ref_model=PrefixPolicy(STATES, V).load(world.reference, temperature),
+        value_model=PrefixCritic(STATES + ENDS).load({state: float(value) for state, value in values.items()}),
+        episodes=episodes or list(world.episodes()),
+        temperature=temperature,
+        kl_coef=world.coefficient,
+        **{"gamma": world.gamma, "lam": 0.95, "whiten_advantages": False, **options},
+    )
+    return trainer, trainer.score(trainer.rollout(0))
+
+
+def test_there_are_forty_responses():
+    assert len(RESPONSES) == len(set(RESPONSES)) == 40
+    assert len(STATES) == 13
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 1.0), (1.0, 0.95), (0.9, 0.5), (0.8, 0.0), (0.0, 1.0)])
+def test_oracle_03_soft_bellman_zero(tmp_path, gamma, gae_lambda, temperature):
+    world = random_world(gamma=gamma)
+    policy, values = world.soft_optimum()
+    _, batch = scored(tmp_path, world, policy, values, lam=gae_lambda, temperature=temperature)
+    assert batch.mask.sum() == sum(map(len, RESPONSES))
+    assert batch.advantages.abs().max() < 1e-14
+    torch.testing.assert_close(batch.returns, batch.values.where(batch.mask, torch.tensor(0.0)), atol=1e-14, rtol=0)
+
+
+def test_oracle_03_zero_with_a_score_that_comes_once_and_a_penalty_for_no_stop(tmp_path):
+    world = random_world(dense=False)
+    episodes = list(world.episodes())
+    for response in RESPONSES:
+        if response[-1] != EOS:
+            world.rewards[PROMPT + response] = -1.5  # what the engine puts in place of the score
+    policy, values = world.soft_optimum()
+    options = {"episodes": episodes, "missing_stop_value": -1.5}
+    _, batch = scored(tmp_path, world, policy, values, missing_stop_action="replace", **options)
+    assert batch.advantages.abs().max() < 1e-14
+    _, unpunished = scored(tmp_path, world, policy, values, **options)
+    assert unpunished.advantages.abs().max() > 0.1
+
+
+def test_oracle_03_zero_with_truncated_episodes_that_are_bootstrapped(tmp_path):
+    world = random_world(gamma=0.9)
+    unfinished = [end for end in ENDS if end[-1] != EOS]
+    world.ends |= {end: 0.3 * number - 2 for number, end in enumerate(unfinished)}
+    policy, values = world.soft_optimum()
+    values |= {end: 1e3 for end in ENDS if end[-1] == EOS}  # a terminal state's value must not be read
+    options = {"episodes": list(world.episodes(truncate_unfinished=True))}
+    _, batch = scored(tmp_path, world, policy, values, bootstrap_truncated=True, **options)
+    assert batch.advantages.abs().max() < 1e-14
+    _, cut = scored(tmp_path, world, policy, values, bootstrap_truncated=False, **options)
+    assert cut.advantages.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("change", ["coefficient", "sharper", "values", "policy"])
+def test_oracle_03_anything_else_is_not_zero(tmp_path, change):
+    world = random_world()
+    policy, values = world.soft_optimum()
+    options = {}
+    if change == "coefficient":
+        world.coefficient = -world.coefficient
+    elif change == "sharper":
+        policy = {state: row * 1.2 for state, row in policy.items()}
+    elif change == "values":
+        values[PROMPT] += 0.1
+    else:
+        policy = dict(world.reference)
+    _, batch = scored(tmp_path, world, policy, values, **options)
+    assert batch.advantages.abs().max() > 0.05
+
+
+def objective(logits, world, temperature):
+    """E[sum of rewards] - b KL(pi || pi_ref) by summing over all responses; logits (V, states)."""
+    logprobs = {state: (logits[:, number] / temperature).log_softmax(0) for number, state in enumerate(STATES)}
+    total = logits.new_zeros(())
+    for response in RESPONSES:
+        logp, ratio, reward = 0.0, 0.0, 0.0
+        for t, token in enumerate(response):
+            state = PROMPT + response[:t]
+            logp = logp + logprobs[state][token]
+            ratio = ratio + logprobs[state][token] - world.reference[state][token]
+            reward += world.rewards[(*state, token)]
+        total = total + logp.exp() * (reward - world.coefficient * ratio)
+    return total
+
+
+def surrogate_gradient(trainer, batch, weights, **changes):
+    """Gradient of the engine's summed loss on the policy's table; each episode counts with its probability."""
+    batch = dataclasses.replace(batch, advantages=batch.advantages * weights[:, None])
+    fields = {
+        "epochs": 1, "minibatches": 1, "microbatch_tokens": 64, "temperature": trainer.args.temperature,
+        "clip_range": 0.2, "value_clip_range": 0.2, "value_coefficient": 0.1, "entropy_coefficient": 0.0,
+        "max_gradient_norm": None, "uses_critic": False, "seed": 0,
+    }  # fmt: skip
+    parameters = UpdateParameters(**{**fields, **changes})
+    trainer.model.zero_grad()
+    for part in microbatches(batch, range(len(batch)), 24):
+        loss, _ = microbatch_loss(trainer.model(part, parameters.temperature), batch, part, parameters)
+        loss.backward()
+    return trainer.actor_critic.policy.lm_head.weight.grad[:, : len(STATES)].clone()
+
+
+def off_optimum(seed):
+    """A policy that is neither the reference nor optimal, and values that are simply wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    policy = {state: torch.randn(V, generator=generator, dtype=torch.float64).log_softmax(0) for state in STATES}
+    values = {state: float(torch.randn((), generator=generator)) for state in STATES}
+    return policy, values
+
+
+def exact_gradient(trainer, world):
+    logits = trainer.actor_critic.policy.lm_head.weight.detach()[:, : len(STATES)].clone().requires_grad_()
+    objective(logits, world, trainer.args.temperature).backward()
+    return -logits.grad
+
+
+def probabilities(policy):
+    return torch.stack(
+        [sum(policy[PROMPT + r[:t]][token] for t, token in enumerate(r)) for r in RESPONSES]
+    ).exp()  # fmt: skip
+
+
+def relative_error(got, expected):
+    return float((got - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("baseline", ["wrong", "zero"])
+def test_oracle_04_the_surrogates_gradient_is_that_of_the_objective(tmp_path, baseline, temperature):
+    world = random_world(1)
+    policy, values = off_optimum(2)
+    if baseline == "zero":
+        values = dict.fromkeys(STATES, 0.0)
+    trainer, batch = scored(tmp_path, world, policy, values, lam=1.0, temperature=temperature)
+    weights = probabilities(policy)
+    assert float(weights.sum()) == pytest.approx(1, abs=1e-12)
+    assert relative_error(surrogate_gradient(trainer, batch, weights), exact_gradient(trainer, world)) < 1e-12
+
+
+def test_oracle_04_other_estimates_have_another_gradient(tmp_path):
+    world = random_world(1)
+    policy, values = off_optimum(2)
+    weights = probabilities(policy)
+    trainer, batch = scored(tmp_path, world, policy, values, lam=0.95)
+    expected = exact_gradient(trainer, world)
+    assert relative_error(surrogate_gradient(trainer, batch, weights), expected) > 1e-2  # biased by wrong values
+    trainer, batch = scored(tmp_path, world, policy, values, lam=1.0)
+    lengths = batch.mask.sum(1)
+    assert relative_error(surrogate_gradient(trainer, batch, weights / lengths), expected) > 0.1  # sequence mean
+    k1 = batch.logprobs - batch.ref_logprobs
+    k3 = (-k1).exp() - 1 + k1
+    change = torch.where(batch.mask, world.coefficient * (k1 - k3), 0.0).flip(1).cumsum(1).flip(1)
+    other = dataclasses.replace(batch, advantages=torch.where(batch.mask, batch.advantages + change, 0.0))
+    assert relative_error(surrogate_gradient(trainer, other, weights), expected) > 0.1
+
+
+def test_oracle_04_k3_in_the_reward_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="kl_estimator is 'k3'; only k1 is allowed"):
+        ppo_config(tmp_path, kl_estimator="k3")
