@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from reward_models.registry import load_function
 from rlhf.config.load import LoadedConfig, save_resolved
 from rlhf.config.schema import Config
 from rlhf.config.tree import OVERRIDE
@@ -32,6 +33,7 @@ from rlhf.tracking.progress import format_seconds
 from rlhf.tracking.rank import is_main_process
 
 _REASONS_SHOWN = 3
+_SCORING_STAGES = ("ppo", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ def make_plan(config: Config, manifest: Manifest, only: str | None = None) -> li
         if reason is None and again:
             reason = f"stage {again[0]} runs again"
         steps[stage] = Step(stage, fingerprint, inputs, reason)
-    if only is None:
-        return list(steps.values())
-    _require_upstream(config, only, steps, manifest)
-    return [steps[only]]
+    if only is not None:
+        _require_upstream(config, only, steps, manifest)
+        steps = {only: steps[only]}
+    if any(step.reason is not None and step.stage in _SCORING_STAGES for step in steps.values()):
+        _load_reward_functions(config)
+    return list(steps.values())
 
 
 def run_pipeline(loaded: LoadedConfig, only: str | None = None) -> None:
@@ -137,8 +141,16 @@ def _require_upstream(config: Config, stage: str, steps: Mapping[str, Step], man
         )
 
 
+def _load_reward_functions(config: Config) -> None:
+    """Loads what scores responses: a misspelt name must not cost the training of the first ones."""
+    for component in config.ppo.rewards.values() if config.ppo is not None else ():
+        if component.function is not None:
+            load_function(component.function, component.args)
+
+
 def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest) -> None:
     from transformers import set_seed
+    from transformers.utils.logging import disable_progress_bar
 
     from rlhf.tracking.tracker import Tracker
 
@@ -148,6 +160,7 @@ def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest
         _remove(working.output_of(step.stage))  # of an attempt that failed
     barrier()
     started, clock = datetime.now(timezone.utc), time.perf_counter()
+    disable_progress_bar()  # its bars for loading and saving would break into that of the stage
     set_seed(config.seed)
     with Tracker.open(folder.root, config.tracking, config.model_dump(mode="json"), step.stage) as tracker:
         results = module.run(config, working, tracker)

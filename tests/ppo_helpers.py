@@ -1,17 +1,14 @@
-"""Small policies, critics, tokenizers and episodes for the tests of the PPO engine.
-
-`PrefixPolicy` is a language model that is a table: one row of logits for every prefix, so that its distributions can be
-chosen at will and everything that PPO estimates can be computed by enumeration.
-"""
+"""Small policies, tokenizers, episodes and trainers for the tests of the PPO engine."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
@@ -22,7 +19,6 @@ from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.episode import Episode
 from rlhf.ppo.trainer import PPOTrainer
 
-Sequence_ = tuple[int, ...]
 PAD, EOS, BOS = 0, 1, 2
 
 
@@ -64,6 +60,13 @@ def tiny(family: str = "llama", *, seed: int = 0, vocab_size: int = 8, layers: i
         sizes |= {"word_embed_proj_dim": 16, "max_position_embeddings": 64}
         model = OPTForCausalLM(OPTConfig(**common, **sizes, **{"init_std": 0.3, **options}))
     return model
+
+
+def with_lora(model: nn.Module, **options: Any) -> Any:
+    """Put adapters of rank 2 on a model."""
+    with warnings.catch_warnings():  # peft asks transformers for a property under its old name
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **options))
 
 
 def episode(
@@ -153,77 +156,18 @@ def prompts(rows: Sequence[Sequence[int]]) -> Dataset:
     return Dataset.from_dict({"input_ids": [list(row) for row in rows]})
 
 
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Gradients by name, copied."""
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+def record_steps(trainer: PPOTrainer) -> list[dict[str, Tensor]]:
+    """Return a list that gets the gradients, by name, of every optimizer step from now on."""
+    recorded: list[dict[str, Tensor]] = []
+
+    def record(*_: Any) -> None:
+        named = trainer.actor_critic.named_parameters()
+        recorded.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    trainer.optimizer.optimizer.register_step_pre_hook(record)
+    return recorded
 
 
-def all_sequences(vocab_size: int, longest: int, eos: int) -> Iterator[Sequence_]:
-    """Every response: it ends at its first EOS, or at `longest` tokens."""
-
-    def extend(prefix: Sequence_) -> Iterator[Sequence_]:
-        if len(prefix) == longest or (prefix and prefix[-1] == eos):
-            yield prefix
-        else:
-            for token in range(vocab_size):
-                yield from extend((*prefix, token))
-
-    return extend(())
-
-
-class PrefixTrunk(nn.Module):
-    """Hidden state = one-hot of the number of the conversation so far; unknown conversations share the last number."""
-
-    def __init__(self, states: Sequence[Sequence_]) -> None:
-        super().__init__()
-        self.numbers = {state: number for number, state in enumerate(states)}
-
-    def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
-        """Return `last_hidden_state` (B, L, states + 1)."""
-        numbers = [
-            [self.numbers.get(tuple(row[: end + 1]), len(self.numbers)) for end in range(len(row))]
-            for row in input_ids.tolist()
-        ]
-        hidden = nn.functional.one_hot(torch.tensor(numbers), len(self.numbers) + 1)
-        return SimpleNamespace(last_hidden_state=hidden.double())
-
-
-class PrefixPolicy(nn.Module):
-    """A language model that is a table of logits, `lm_head.weight` (V, states + 1)."""
-
-    base_model_prefix = "model"
-
-    def __init__(self, states: Sequence[Sequence_], vocab_size: int) -> None:
-        super().__init__()
-        self.model = PrefixTrunk(states)
-        self.lm_head = nn.Linear(len(states) + 1, vocab_size, bias=False, dtype=torch.float64)
-        self.config = SimpleNamespace(vocab_size=vocab_size, hidden_size=len(states) + 1, num_hidden_layers=0)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def load(self, logprobs: dict[Sequence_, Tensor], temperature: float = 1.0) -> "PrefixPolicy":
-        """Set logits such that at `temperature` the next token has these log-probabilities (V,)."""
-        with torch.no_grad():
-            for state, row in logprobs.items():
-                self.lm_head.weight[:, self.model.numbers[state]] = row * temperature
-        return self
-
-
-class PrefixCritic(nn.Module):
-    """A critic that is a table of values, `score.weight` (1, states + 1)."""
-
-    base_model_prefix = "model"
-
-    def __init__(self, states: Sequence[Sequence_]) -> None:
-        super().__init__()
-        self.model = PrefixTrunk(states)
-        self.score = nn.Linear(len(states) + 1, 1, bias=False, dtype=torch.float64)
-
-    def load(self, values: dict[Sequence_, float]) -> "PrefixCritic":
-        """Set the values; states that are left out get a huge one, so that reading one of them shows."""
-        with torch.no_grad():
-            self.score.weight.fill_(1e6)
-            for state, value in values.items():
-                self.score.weight[0, self.model.numbers[state]] = value
-        return self
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weights by name, copied."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

@@ -21,6 +21,7 @@ from rlhf.distributed import barrier, deepspeed_config, forget_zero, full_state,
 from rlhf.errors import StageError
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_policy, load_sequence_classifier
+from rlhf.models.precision import prepare_for_training
 from rlhf.ppo import checkpoint
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.metrics import rollout_rows
@@ -41,6 +42,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     section = config.ppo
     tokenizer = policy_tokenizer(config, folder)
     policy = make_policy(config, folder, tokenizer)
+    prepare_for_training(policy, config.model, sharded=config.distributed.zero is not None)
     source = make_source(config, folder, tokenizer, policy)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = PPOTrainer(

@@ -21,6 +21,7 @@ from rlhf.data import Preference, Splits, load_rows
 from rlhf.errors import StageError
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_sequence_classifier, load_tokenizer
+from rlhf.models.precision import prepare_for_training
 from rlhf.run_folder import RunFolder
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.corpus import texts
@@ -44,6 +45,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     section = config.reward
     tokenizer = _tokenizer(config, folder)
     model = _build(config, folder, tokenizer)
+    prepare_for_training(model, section.model or config.model, sharded=config.distributed.zero is not None)
     check_positions("reward", section, model)
     rows = load_rows(
         section.data,

@@ -21,6 +21,7 @@ from rlhf.distributed import world_size
 from rlhf.errors import StageError
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.models.precision import prepare_for_training
 from rlhf.run_folder import RunFolder
 from rlhf.stages.corpus import texts
 from rlhf.stages.supervised import Validation, check_positions, save, train, training_arguments
@@ -44,6 +45,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     section = config.sft
     tokenizer = load_tokenizer(config.model, texts(config) if config.model.architecture is not None else None)
     model = _build(config, tokenizer)
+    prepare_for_training(model, config.model, sharded=config.distributed.zero is not None)
     check_positions("sft", section, model)
     rows = load_rows(
         section.data,

@@ -84,12 +84,19 @@ def test_files_are_short_and_say_what_they_are():
     assert not [path for path in FILES if path.stem in ("utils", "helpers", "misc", "common")]
 
 
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring, which may be as long as it has to be."""
+    first = function.body[0]
+    documented = ast.get_docstring(function) is not None
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
 def test_functions_are_short():
-    long = {}
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                if lines >= 50:
-                    long[f"{path.relative_to(ROOT)}:{node.name}"] = lines
+    long = {
+        f"{path.relative_to(ROOT)}:{node.name}": lines
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (lines := lines_of_code(node)) >= 50
+    }
     assert not long

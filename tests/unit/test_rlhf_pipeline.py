@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rlhf.pipeline
+from reward_models.errors import RewardError
 from rlhf.config.load import load_config
 from rlhf.errors import DataError, StageError
 from rlhf.manifest import Manifest
@@ -118,7 +119,7 @@ CHANGES = {
     "sft data key": (["sft.data.max_rows=5"], ["sft", "reward", "ppo", "evaluate"]),
     "reward key": (["reward.epochs=2"], ["reward", "ppo", "evaluate"]),
     "ppo key": (["ppo.kl.coefficient=0.1"], ["ppo", "evaluate"]),
-    "reward function": (["ppo.rewards.own.function=length"], ["ppo", "evaluate"]),
+    "reward function": (["ppo.rewards.own.function=repetition"], ["ppo", "evaluate"]),
     "evaluate key": (["evaluate.max_prompts=3"], ["evaluate"]),
     "tracking": (["tracking.rollout_rows_per_table=8"], []),
     "processes": (["distributed.zero=2", "sft.batch_size=8"], []),
@@ -176,7 +177,7 @@ def test_a_tokenizer_from_scratch_depends_on_the_data_of_all_stages(run, stages:
 
 
 def test_ppo_without_the_reward_model_does_not_depend_on_its_stage(run, stages: Stages):
-    alone = "ppo.rewards={own: {function: length}}"
+    alone = "ppo.rewards={own: {function: repetition}}"
     run(alone)
     stages.take()
     run(alone, "reward.epochs=2")
@@ -210,7 +211,7 @@ def test_the_reason_names_what_changed_and_how(run, stages: Stages, capsys: pyte
     lines = capsys.readouterr().out.splitlines()
     assert "ppo: ppo.epochs changed (4 -> 2); ppo.learning_rate changed (1e-05 -> 2e-05)" in lines
     assert "evaluate: stage ppo changed" in lines
-    run("ppo.learning_rate=2e-5", "ppo.epochs=2", "ppo.rewards.more.function=length", "evaluate.table_rows=3")
+    run("ppo.learning_rate=2e-5", "ppo.epochs=2", "ppo.rewards.more.function=repetition", "evaluate.table_rows=3")
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("ppo: ppo.rewards.more.function is new; ") and line.endswith(" more") for line in lines)
 
@@ -335,6 +336,16 @@ def test_missing_data_of_the_last_stage_is_found_before_the_first_runs(run, stag
     with pytest.raises(DataError, match=r"prompts\.jsonl: no such file"):
         run()
     assert stages.take() == []
+
+
+def test_a_misspelt_reward_function_is_found_before_the_first_stage_runs(run, stages: Stages):
+    with pytest.raises(RewardError, match="no built-in reward 'lenght' \\(did you mean 'length'"):
+        run("ppo.rewards.more.function=lenght")
+    with pytest.raises(RewardError, match="has no argument 'loud'"):
+        run("ppo.rewards.own.args={loud: 1}")
+    assert stages.take() == []
+    run("ppo.rewards.more.function=lenght", only="sft")  # does not need it
+    assert stages.take() == ["sft"]
 
 
 def test_the_manifest_remembers_inputs_outputs_and_versions(run, stages: Stages):

@@ -1,70 +1,28 @@
-"""PPO on a language model of which every response can be listed: V = 4, at most 3 tokens, 40 responses.
+"""PPO on a language model of which every response can be listed.
 
-`soft_optimum` solves it by backward induction; then every advantage must be 0. And the gradient of the surrogate must be
-that of the objective itself, by automatic differentiation of the sum over all responses.
+At the optimum, which backward induction finds, every advantage must be 0. And the gradient of the surrogate must
+be that of the objective itself, by automatic differentiation of the sum over all responses.
 """
 
 import dataclasses
 
 import pytest
 import torch
-from ppo_helpers import PrefixCritic, PrefixPolicy, all_sequences, episode, make_trainer, ppo_config
+from ppo_enumerable import (
+    ENDS,
+    PROMPT,
+    RESPONSES,
+    STATES,
+    PrefixCritic,
+    PrefixPolicy,
+    V,
+    random_world,
+    response_logprobs,
+)
+from ppo_helpers import EOS, make_trainer, ppo_config
 
 from rlhf.ppo.batch import microbatches
 from rlhf.ppo.update import UpdateParameters, microbatch_loss
-
-V, LONGEST, EOS = 4, 3, 0
-PROMPT = (2,)
-RESPONSES = list(all_sequences(V, LONGEST, EOS))
-STATES = sorted({PROMPT + response[:t] for response in RESPONSES for t in range(len(response))})
-ENDS = [PROMPT + response for response in RESPONSES]
-
-
-def stop_reason(response):
-    return "eos" if response[-1] == EOS else "length"
-
-
-@dataclasses.dataclass
-class World:
-    """Rewards of every token, the reference policy, and what the game is worth from each state on."""
-
-    rewards: dict  # conversation -> reward of its last token
-    reference: dict  # state -> log-probabilities (V,)
-    ends: dict  # finished conversation -> V behind it
-    coefficient: float
-    gamma: float
-
-    def soft_optimum(self):
-        """V*(s) = b ln sum_a pi_ref exp(Q / b); pi* = pi_ref exp((Q - V) / b); Q = r + gamma V*(s')."""
-        values, policy = dict(self.ends), {}
-        for state in sorted(STATES, key=len, reverse=True):
-            following = [(*state, token) for token in range(V)]
-            q = torch.tensor([self.rewards[s] + self.gamma * float(values[s]) for s in following], dtype=torch.float64)
-            exponent = self.reference[state] + q / self.coefficient
-            values[state] = self.coefficient * exponent.logsumexp(0)
-            policy[state] = self.reference[state] + (q - values[state]) / self.coefficient
-        return policy, values
-
-    def episodes(self, **options):
-        for number, response in enumerate(RESPONSES):
-            rewards = [self.rewards[PROMPT + response[: t + 1]] for t in range(len(response))]
-            yield episode(
-                PROMPT, response, rewards=rewards, stop_reason=stop_reason(response), index=number,
-                truncated=options.get("truncate_unfinished", False) and response[-1] != EOS,
-            )  # fmt: skip
-
-
-def random_world(seed=0, *, coefficient=0.7, gamma=1.0, dense=True):
-    generator = torch.Generator().manual_seed(seed)
-    rewards = {
-        state[:end]: float(torch.randn((), generator=generator, dtype=torch.float64)) if dense or state in ENDS else 0.0
-        for state in ENDS
-        for end in range(2, len(state) + 1)
-    }
-    if not dense:
-        rewards |= {state: 0.0 for state in STATES}
-    reference = {state: torch.randn(V, generator=generator, dtype=torch.float64).log_softmax(0) for state in STATES}
-    return World(rewards, reference, dict.fromkeys(ENDS, 0.0), coefficient, gamma)
 
 
 def scored(folder, world, policy, values, *, temperature=0.7, episodes=None, **options):
@@ -74,7 +32,7 @@ def scored(folder, world, policy, values, *, temperature=0.7, episodes=None, **o
         PrefixPolicy(STATES, V).load(policy, temperature),
         ref_model=PrefixPolicy(STATES, V).load(world.reference, temperature),
         value_model=PrefixCritic(STATES + ENDS).load({state: float(value) for state, value in values.items()}),
-        episodes=episodes or list(world.episodes()),
+        episodes=episodes or world.episodes(),
         temperature=temperature,
         kl_coef=world.coefficient,
         **{"gamma": world.gamma, "lam": 0.95, "whiten_advantages": False, **options},
@@ -100,7 +58,7 @@ def test_oracle_03_soft_bellman_zero(tmp_path, gamma, gae_lambda, temperature):
 
 def test_oracle_03_zero_with_a_score_that_comes_once_and_a_penalty_for_no_stop(tmp_path):
     world = random_world(dense=False)
-    episodes = list(world.episodes())
+    episodes = world.episodes()
     for response in RESPONSES:
         if response[-1] != EOS:
             world.rewards[PROMPT + response] = -1.5  # what the engine puts in place of the score
@@ -118,7 +76,7 @@ def test_oracle_03_zero_with_truncated_episodes_that_are_bootstrapped(tmp_path):
     world.ends |= {end: 0.3 * number - 2 for number, end in enumerate(unfinished)}
     policy, values = world.soft_optimum()
     values |= {end: 1e3 for end in ENDS if end[-1] == EOS}  # a terminal state's value must not be read
-    options = {"episodes": list(world.episodes(truncate_unfinished=True))}
+    options = {"episodes": world.episodes(truncate_unfinished=True)}
     _, batch = scored(tmp_path, world, policy, values, bootstrap_truncated=True, **options)
     assert batch.advantages.abs().max() < 1e-14
     _, cut = scored(tmp_path, world, policy, values, bootstrap_truncated=False, **options)
@@ -187,12 +145,6 @@ def exact_gradient(trainer, world):
     return -logits.grad
 
 
-def probabilities(policy):
-    return torch.stack(
-        [sum(policy[PROMPT + r[:t]][token] for t, token in enumerate(r)) for r in RESPONSES]
-    ).exp()  # fmt: skip
-
-
 def relative_error(got, expected):
     return float((got - expected).norm() / expected.norm())
 
@@ -205,7 +157,7 @@ def test_oracle_04_the_surrogates_gradient_is_that_of_the_objective(tmp_path, ba
     if baseline == "zero":
         values = dict.fromkeys(STATES, 0.0)
     trainer, batch = scored(tmp_path, world, policy, values, lam=1.0, temperature=temperature)
-    weights = probabilities(policy)
+    weights = response_logprobs(policy).exp()
     assert float(weights.sum()) == pytest.approx(1, abs=1e-12)
     assert relative_error(surrogate_gradient(trainer, batch, weights), exact_gradient(trainer, world)) < 1e-12
 
@@ -213,7 +165,7 @@ def test_oracle_04_the_surrogates_gradient_is_that_of_the_objective(tmp_path, ba
 def test_oracle_04_other_estimates_have_another_gradient(tmp_path):
     world = random_world(1)
     policy, values = off_optimum(2)
-    weights = probabilities(policy)
+    weights = response_logprobs(policy).exp()
     trainer, batch = scored(tmp_path, world, policy, values, lam=0.95)
     expected = exact_gradient(trainer, world)
     assert relative_error(surrogate_gradient(trainer, batch, weights), expected) > 1e-2  # biased by wrong values

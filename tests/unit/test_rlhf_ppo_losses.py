@@ -1,4 +1,4 @@
-"""Clipped losses on a grid with values and gradients by hand, the ratio's clamp, and the statistic that watches them."""
+"""Clipped losses on a grid with values and gradients by hand, the ratio's clamp, and the KL statistic."""
 
 import math
 
