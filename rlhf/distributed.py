@@ -78,8 +78,6 @@ def deepspeed_config(
         ConfigError: deepspeed is not installed, `distributed.deepspeed` sets a key that follows from another one, or
             accelerate's own settings contradict.
     """
-    if config.zero is None and "ACCELERATE_CONFIG_DS_FIELDS" in os.environ:  # set by `accelerate launch` alone
-        raise ConfigError("accelerate was told to use DeepSpeed, but distributed.zero is null: set it to the stage.")
     import torch
 
     if not torch.cuda.is_available():  # accelerate imports DeepSpeed in any case, which would look for an accelerator
@@ -87,24 +85,21 @@ def deepspeed_config(
     forget_zero()
     join()
     if config.zero is None:
+        if "ACCELERATE_CONFIG_DS_FIELDS" in os.environ:  # set by `accelerate launch` alone
+            raise ConfigError("accelerate was told to use DeepSpeed, but distributed.zero is null: set it to a stage.")
         return None
+    _refuse_owned(config.deepspeed)
     _ready_for_deepspeed(config.zero)
-    zero: dict[str, Any] = {"stage": config.zero}
-    if config.zero == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True  # lets accelerate put the whole state together
-    if config.offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": microbatch_size,
         "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": max_gradient_norm or 0.0,
-        "zero_optimization": zero,
+        "zero_optimization": _zero_optimization(config),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
     if bf16:
         ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    _refuse_owned(config.deepspeed)
     return _merged(ours, config.deepspeed)
 
 
@@ -153,6 +148,15 @@ def forget_zero() -> None:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
+
+
+def _zero_optimization(config: "DistributedConfig") -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero}
+    if config.zero == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True  # lets accelerate put a whole state together
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return zero
 
 
 def _ready_for_deepspeed(stage: int) -> None:

@@ -89,9 +89,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _evaluate_has_prompts(self) -> "Config":
-        if self.evaluate is None or self.evaluate.data is not None:
+        if self.evaluate is None:
             return self
-        if self.ppo is None or self.ppo.data is None:
+        if self.ppo is None:
+            raise ValueError("evaluate compares the policy before and after ppo: add a section ppo, or remove evaluate")
+        if self.evaluate.data is not None:
+            return self
+        if self.ppo.data is None:
             raise ValueError("evaluate.data is missing: name the held-out prompts")
         if self.ppo.data.test_fraction == 0:
             raise ValueError("evaluate.data is missing and ppo.data.test_fraction is 0: set one of them")
@@ -100,6 +104,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _batches_fit_processes(self) -> "Config":
         processes = self.distributed.processes
+        if self.ppo is not None and self.ppo.episodes_per_iteration % processes:
+            raise ValueError(
+                f"ppo.episodes_per_iteration {self.ppo.episodes_per_iteration} must be a multiple of "
+                f"distributed.processes {processes}"
+            )
         for stage in ("sft", "reward"):
             section = getattr(self, stage)
             if section is None:

@@ -116,48 +116,13 @@ def make_source(
 def make_arguments(config: Config, output_dir: str) -> PPOConfig:
     """Translate the section into the trainer's options."""
     assert config.ppo is not None
-    section: PPOSectionConfig = config.ppo
+    section = config.ppo
     bf16 = config.model.dtype == "bfloat16"
     return PPOConfig(
         output_dir=output_dir,
         seed=config.seed,
         total_episodes=section.iterations * section.episodes_per_iteration,
         per_device_train_batch_size=section.episodes_per_iteration // world_size(),
-        num_mini_batches=section.minibatches,
-        num_ppo_epochs=section.epochs,
-        microbatch_tokens=section.microbatch_tokens,
-        samples_per_prompt=section.samples_per_prompt,
-        local_rollout_forward_batch_size=section.rollout.batch_size,
-        response_length=section.rollout.max_response_tokens,
-        min_response_length=section.rollout.min_response_tokens,
-        temperature=section.rollout.temperature,
-        top_k=section.rollout.top_k,
-        top_p=section.rollout.top_p,
-        stop_strings=tuple(section.rollout.stop_strings),
-        stop_token="eos",
-        missing_stop_action=section.missing_stop.action,
-        missing_stop_value=section.missing_stop.value,
-        kl_coef=section.kl.coefficient,
-        kl_controller=section.kl.controller,
-        kl_target=section.kl.target,
-        kl_horizon=section.kl.horizon,
-        critic=section.critic.type,
-        critic_learning_rate=section.critic.learning_rate,
-        advantage=section.advantage,
-        gamma=section.gamma,
-        lam=section.gae_lambda,
-        whiten_rewards=section.whiten_rewards,
-        whiten_advantages=section.whiten_advantages,
-        bootstrap_truncated=section.bootstrap_truncated,
-        cliprange=section.clip_range,
-        cliprange_value=section.value_clip_range,
-        vf_coef=section.value_coefficient,
-        entropy_coefficient=section.entropy_coefficient,
-        learning_rate=section.learning_rate,
-        lr_scheduler_type=section.scheduler if section.scheduler == "linear" else "constant_with_warmup",
-        warmup_steps=section.warmup_iterations,
-        weight_decay=section.weight_decay,
-        max_grad_norm=section.max_gradient_norm or 0.0,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
@@ -165,7 +130,61 @@ def make_arguments(config: Config, output_dir: str) -> PPOConfig:
         report_to="none",
         disable_tqdm=True,
         deepspeed=deepspeed_config(config.distributed, bf16=bf16, max_gradient_norm=section.max_gradient_norm),
+        **_rollout_options(section),
+        **_reward_options(section),
+        **_update_options(section),
     )
+
+
+def _rollout_options(section: PPOSectionConfig) -> dict[str, Any]:
+    rollout = section.rollout
+    return {
+        "samples_per_prompt": section.samples_per_prompt,
+        "local_rollout_forward_batch_size": rollout.batch_size,
+        "response_length": rollout.max_response_tokens,
+        "min_response_length": rollout.min_response_tokens,
+        "temperature": rollout.temperature,
+        "top_k": rollout.top_k,
+        "top_p": rollout.top_p,
+        "stop_strings": tuple(rollout.stop_strings),
+        "stop_token": "eos",
+    }
+
+
+def _reward_options(section: PPOSectionConfig) -> dict[str, Any]:
+    return {
+        "missing_stop_action": section.missing_stop.action,
+        "missing_stop_value": section.missing_stop.value,
+        "kl_coef": section.kl.coefficient,
+        "kl_controller": section.kl.controller,
+        "kl_target": section.kl.target,
+        "kl_horizon": section.kl.horizon,
+        "advantage": section.advantage,
+        "gamma": section.gamma,
+        "lam": section.gae_lambda,
+        "whiten_rewards": section.whiten_rewards,
+        "whiten_advantages": section.whiten_advantages,
+        "bootstrap_truncated": section.bootstrap_truncated,
+    }
+
+
+def _update_options(section: PPOSectionConfig) -> dict[str, Any]:
+    return {
+        "num_ppo_epochs": section.epochs,
+        "num_mini_batches": section.minibatches,
+        "microbatch_tokens": section.microbatch_tokens,
+        "critic": section.critic.type,
+        "critic_learning_rate": section.critic.learning_rate,
+        "cliprange": section.clip_range,
+        "cliprange_value": section.value_clip_range,
+        "vf_coef": section.value_coefficient,
+        "entropy_coefficient": section.entropy_coefficient,
+        "learning_rate": section.learning_rate,
+        "lr_scheduler_type": "linear" if section.scheduler == "linear" else "constant_with_warmup",
+        "warmup_steps": section.warmup_iterations,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_gradient_norm or 0.0,
+    }
 
 
 def log_iteration(iteration: Iteration, tracker: Tracker) -> None:

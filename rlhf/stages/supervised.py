@@ -134,18 +134,12 @@ def training_arguments(
     arguments = arguments_class(
         output_dir=output_dir,
         seed=config.seed,
-        num_train_epochs=section.epochs,
-        max_steps=section.max_steps or -1,
         per_device_train_batch_size=microbatch,
         per_device_eval_batch_size=microbatch,
         gradient_accumulation_steps=accumulation,
-        optim="adamw_torch_fused",
-        learning_rate=section.learning_rate,
-        lr_scheduler_type=section.scheduler,
-        warmup_steps=section.warmup_fraction,  # below 1 it is a share of all steps
-        weight_decay=section.weight_decay,
-        max_grad_norm=section.max_gradient_norm,
-        activation_checkpointing=section.gradient_checkpointing,
+        **_optimisation(section),
+        eval_strategy="no" if not validate else "steps" if section.evaluate_every_steps else "epoch",
+        eval_steps=section.evaluate_every_steps,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         deepspeed=deepspeed_config(
@@ -162,8 +156,6 @@ def training_arguments(
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
-        eval_strategy="no" if not validate else "steps" if section.evaluate_every_steps else "epoch",
-        eval_steps=section.evaluate_every_steps,
         **own,
     )
     arguments._n_gpu = min(1, torch.cuda.device_count())  # type: ignore[attr-defined]  # one GPU for each process
@@ -221,3 +213,17 @@ def check_positions(stage: str, section: SupervisedConfig, model: Any) -> None:
         raise ConfigError(
             f"{stage}.max_tokens {section.max_tokens}: the model reads {positions} tokens; lower it to that"
         )
+
+
+def _optimisation(section: SupervisedConfig) -> dict[str, Any]:
+    return {
+        "num_train_epochs": section.epochs,
+        "max_steps": section.max_steps or -1,
+        "optim": "adamw_torch_fused",
+        "learning_rate": section.learning_rate,
+        "lr_scheduler_type": section.scheduler,
+        "warmup_steps": section.warmup_fraction,  # below 1 it is a share of all steps
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_gradient_norm,
+        "activation_checkpointing": section.gradient_checkpointing,
+    }

@@ -15,10 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf.tracking.curves import Chart, charts_of
+from rlhf.tracking.finished_run import STAGES, FinishedRun
 from rlhf.tracking.metrics import find
 from rlhf.tracking.picture import save_curve_picture
 from rlhf.tracking.progress import format_seconds
-from rlhf.tracking.run_folder import STAGES, RunFolder
 from rlhf.tracking.text import as_text, decimals_for, number, signed
 
 __all__ = ["build_report", "save_curve_picture"]
@@ -47,7 +47,7 @@ def build_report(run_dir: str | Path) -> Path:
     Raises:
         StageError: There is no such run folder, or one of its files is broken.
     """
-    run = RunFolder.read(run_dir)
+    run = FinishedRun.read(run_dir)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -155,7 +155,7 @@ def _interval_bar(difference: float | None, interval: tuple[float, float] | None
     return _Bar(low_x, x, high_x, excludes_zero=not low <= 0 <= high)
 
 
-def _stages(run: RunFolder) -> list[dict[str, Any]]:
+def _stages(run: FinishedRun) -> list[dict[str, Any]]:
     """What ran, how long it took, and from where to where its main curve went."""
     return [
         {"title": _TITLES[stage], "seconds": run.seconds[stage], "outcome": _outcome(stage, run)}
@@ -164,7 +164,7 @@ def _stages(run: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def _outcome(stage: str, run: RunFolder) -> str:
+def _outcome(stage: str, run: FinishedRun) -> str:
     parts: list[str] = []
     for name in _OUTCOMES[stage]:
         points = run.series.get(name)
@@ -185,7 +185,7 @@ class _Section:
     single: list[tuple[str, float, str, str]]  # name, value, unit, meaning
 
 
-def _curves(stage: str, run: RunFolder) -> _Section | None:
+def _curves(stage: str, run: FinishedRun) -> _Section | None:
     if stage == "evaluate":  # stands in the table
         return None
     main, rest = charts_of(stage, run.series)
@@ -197,7 +197,7 @@ def _curves(stage: str, run: RunFolder) -> _Section | None:
     return _Section(_TITLES[stage], main, rest, single) if main or rest or single else None
 
 
-def _rollouts(run: RunFolder) -> list[dict[str, Any]]:
+def _rollouts(run: FinishedRun) -> list[dict[str, Any]]:
     """Lowest, median and highest scored episode of the first and the last iteration."""
     shown = []
     for iteration, rows in run.rollouts.items():

@@ -12,13 +12,13 @@ from rlhf.errors import StageError
 from rlhf.tracking import rollouts
 from rlhf.tracking.jsonl import read_records, read_series
 
-__all__ = ["STAGES", "RunFolder"]
+__all__ = ["STAGES", "FinishedRun"]
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class FinishedRun:
     """The readable content of a run folder.
 
     Attributes:
@@ -40,7 +40,7 @@ class RunFolder:
     rollouts: dict[int, list[dict[str, Any]]]
 
     @classmethod
-    def read(cls, run_dir: str | Path) -> "RunFolder":
+    def read(cls, run_dir: str | Path) -> "FinishedRun":
         """Reads what is there.
 
         Raises:
