@@ -49,7 +49,13 @@ def add_adapters(
         layers_to_transform=_top_layers(model, config.top_layers),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores (in, out)
     )
-    with seeded(seed), warnings.catch_warnings():
+    with seeded(seed):
+        return wrap(model, settings)
+
+
+def wrap(model: torch.nn.Module, settings: peft.PeftConfig) -> peft.PeftModel:
+    """Put adapters on a model by peft's own settings."""
+    with warnings.catch_warnings():
         # peft asks transformers for a property under its old name; nothing a user could do about it
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         return cast(peft.PeftModel, peft.get_peft_model(model, settings))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, get_scheduler
 
 from rlhf.errors import ModelError
+from rlhf.models.adapters import wrap
 from rlhf.models.dropout import disable_dropout
 from rlhf.ppo import head
 from rlhf.ppo.actor_critic import ActorCritic, SharedCritic
@@ -24,7 +25,7 @@ def make_policy(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:
         return model
     if isinstance(model, PeftModel):
         raise ModelError("the model has adapters already: merge them first, or leave peft_config out")
-    policy: nn.Module = get_peft_model(model, peft_config)
+    policy: nn.Module = wrap(model, peft_config)
     return policy
 
 
@@ -53,13 +54,18 @@ def make_actor_critic(args: PPOConfig, policy: Any, value_model: nn.Module | Non
         if module is not None:
             disable_dropout(module)
     if args.gradient_checkpointing:
-        trained: tuple[Any, Any] = (policy, value_model)
-        for model in trained:
-            if hasattr(model, "gradient_checkpointing_enable"):
-                model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-                if isinstance(model, PeftModel):
-                    model.enable_input_require_grads()
+        for model in (policy, value_model):
+            _recompute_activations(model, args)
     return ActorCritic(policy, value_model, bf16=bool(args.bf16))
+
+
+def _recompute_activations(model: Any, args: PPOConfig) -> None:
+    if model is None or isinstance(model, SharedCritic):
+        return
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(args.gradient_checkpointing_kwargs)
+    if isinstance(model, PeftModel):
+        model.enable_input_require_grads()
 
 
 def make_optimizer(args: PPOConfig, model: ActorCritic) -> torch.optim.Optimizer:
