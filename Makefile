@@ -1,4 +1,5 @@
 # make quickstart   the whole way on a real model: SFT, reward model, PPO, before and after
+# make study        the same for three seeds, with a judge that no policy was trained on (about half an hour)
 # make test         all tests
 # make lint         ruff and mypy
 #
@@ -11,10 +12,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: quickstart test lint
+.PHONY: quickstart study test lint
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/rlhf run configs/quickstart.yaml
+
+study: $(VENV)/.quickstart
+	$(BIN)/rlhf study configs/quickstart.yaml --seeds 0,1,2
 
 # One thread each: the workers share the processor, and torch would start a thread per core in every one of them.
 test: $(VENV)/.test

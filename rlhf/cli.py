@@ -98,13 +98,31 @@ def rewards() -> None:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, e.g. runs/quickstart.")], debug: Debug = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, e.g. runs/quickstart.")],
+    picture: Annotated[Path | None, typer.Option(help="Also draw reward curve and one example, .png or .svg.")] = None,
+    debug: Debug = False,
 ) -> None:
     """Builds the report of a run folder again."""
     with _errors_explained(debug):
-        from rlhf.tracking.report import build_report
+        from rlhf.tracking.report import build_report, save_curve_picture
 
         typer.echo(build_report(run))
+        if picture is not None:
+            typer.echo(save_curve_picture(run, picture))
+
+
+@app.command()
+def study(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0,1,2.")] = "0,1,2",
+    debug: Debug = False,
+) -> None:
+    """Repeats CONFIG for several seeds and lets a reward model judge that no policy was trained on."""
+    with _errors_explained(debug):
+        from rlhf.study import parse_seeds, run_study
+
+        typer.echo(run_study(config, overrides or (), parse_seeds(seeds)).read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from rlhf.pipeline import folder_of
 from rlhf.start import start
 from rlhf.tracking.rank import is_main_process
 
-__all__ = ["run_study"]
+__all__ = ["parse_seeds", "run_study"]
 
 # The judge's new head is drawn with another seed than the reward model's: two models with the same random head on the
 # same trunk would share what training leaves of it, and agree for that reason.
@@ -54,6 +54,18 @@ def run_study(path: Path, overrides: Sequence[str], seeds: Sequence[int]) -> Pat
     if is_main_process():
         _conclude(runs, root)
     return root / "study.md"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds as they stand on the command line.
+
+    Raises:
+        StageError: An entry is no whole number.
+    """
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise StageError(f"--seeds is {text!r}: give whole numbers with commas between, as in --seeds 0,1,2") from None
 
 
 def _check(config: Config, seeds: Sequence[int]) -> None:
