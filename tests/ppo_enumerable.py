@@ -42,11 +42,18 @@ class PrefixTrunk(nn.Module):
         # Says dtype and device, as a real trunk's weights do; it is not used.
         self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64), requires_grad=False)
 
-    def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
-        """Return `last_hidden_state` (B, L, states + 1)."""
+    def forward(
+        self, input_ids: Tensor, past_key_values: Any = None, position_ids: Tensor | None = None, **_: Any
+    ) -> SimpleNamespace:
+        """Return `last_hidden_state` (B, L, states + 1). The cache, if given, keeps the tokens in place of keys."""
+        said, ends = input_ids, torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        if past_key_values is not None:
+            keys = input_ids[:, None, :, None].double()
+            said = past_key_values.update(keys, keys, 0)[0][:, 0, :, 0].long()
+            ends = ends if position_ids is None else position_ids
         numbers = [
-            [self.numbers.get(tuple(row[: end + 1]), len(self.numbers)) for end in range(len(row))]
-            for row in input_ids.tolist()
+            [self.numbers.get(tuple(row[: end + 1]), len(self.numbers)) for end in row_ends]
+            for row, row_ends in zip(said.tolist(), ends.tolist(), strict=True)
         ]
         hidden = nn.functional.one_hot(torch.tensor(numbers), len(self.numbers) + 1)
         return SimpleNamespace(last_hidden_state=hidden.double())
@@ -61,10 +68,15 @@ class PrefixPolicy(nn.Module):
         super().__init__()
         self.model = PrefixTrunk(states)
         self.lm_head = nn.Linear(len(states) + 1, vocab_size, bias=False, dtype=torch.float64)
-        self.config = SimpleNamespace(vocab_size=vocab_size, hidden_size=len(states) + 1, num_hidden_layers=0)
+        self.config = SimpleNamespace(vocab_size=vocab_size, hidden_size=len(states) + 1, num_hidden_layers=1)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
+
+    def table(self) -> dict[Conversation, Tensor]:
+        """Log-probabilities (V,) of every state at temperature 1."""
+        rows = self.lm_head.weight.detach().log_softmax(0)
+        return {state: rows[:, number] for state, number in self.model.numbers.items()}
 
     def load(self, logprobs: dict[Conversation, Tensor], temperature: float = 1.0) -> "PrefixPolicy":
         """Set logits such that at `temperature` the next token has these log-probabilities (V,)."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rlhf.distributed import world_size
 from rlhf.ppo.advantages import ESTIMATORS
 from rlhf.ppo.kl import AdaptiveKLController, FixedKLController, KLController
 from rlhf.trl_bridge import TrlPPOConfig
@@ -53,6 +54,8 @@ class PPOConfig(TrlPPOConfig):  # type: ignore[misc]
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.missing_eos_penalty is not None:
             self.missing_stop_action, self.missing_stop_value = "subtract", self.missing_eos_penalty
+        if self.world_size is None:  # TRL's field hides transformers' property, which the DeepSpeed setup reads
+            self.world_size = world_size()
         # transformers renamed gradient_checkpointing and warns about the old name; both mean the same here.
         if getattr(self, "activation_checkpointing", None) is None:
             self.activation_checkpointing = self.gradient_checkpointing

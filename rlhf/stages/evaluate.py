@@ -49,8 +49,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     Raises:
         StageError: A stage that this one reads has not run, or nothing scores the responses.
     """
-    if config.evaluate is None or config.ppo is None:
-        raise StageError("evaluate compares the policies before and after PPO: the config needs `evaluate` and `ppo`")
+    assert config.evaluate is not None, "the pipeline runs configured stages only"
     if is_main_process():
         started = time.monotonic()
         comparison = _Comparison.prepare(config, folder)

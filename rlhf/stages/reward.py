@@ -26,7 +26,7 @@ from rlhf.run_folder import RunFolder
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.corpus import texts
 from rlhf.stages.normalisation import normalise
-from rlhf.stages.supervised import Validation, check_positions, save, train, training_arguments
+from rlhf.stages.supervised import Validation, check_positions, report_skipped, save, train, training_arguments
 from rlhf.tracking.tracker import Tracker
 from rlhf.trl_bridge import TrlRewardConfig, TrlRewardTrainer
 
@@ -53,6 +53,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
         encode=lambda prompt, response: _encode(tokenizer, prompt, response),
         max_tokens=section.max_tokens,
     )
+    report_skipped("reward", rows)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, model, tokenizer, rows, scratch)
         trained = train(trainer, tracker, "reward", section)

@@ -24,7 +24,7 @@ from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.precision import prepare_for_training
 from rlhf.run_folder import RunFolder
 from rlhf.stages.corpus import texts
-from rlhf.stages.supervised import Validation, check_positions, save, train, training_arguments
+from rlhf.stages.supervised import Validation, check_positions, report_skipped, save, train, training_arguments
 from rlhf.tracking.tracker import Tracker
 from rlhf.trl_bridge import TrlSFTConfig, TrlSFTTrainer
 
@@ -53,6 +53,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
         encode=lambda prompt, response: _encode(tokenizer, prompt, response)["input_ids"],
         max_tokens=section.max_tokens,
     )
+    report_skipped("sft", rows)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(
             TrlSFTConfig, config, section, config.model, validate=bool(rows.validation), output_dir=scratch

@@ -6,6 +6,7 @@ Rows come tokenised and losses are TRL's. Replaced is how the trainers validate:
 repeats rows to fill the last one, so that its numbers depend on batch size and processes; ours do not.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,13 +21,16 @@ from transformers.trainer_utils import EvalLoopOutput
 from rlhf.config.model import ModelConfig
 from rlhf.config.schema import Config
 from rlhf.config.training import SupervisedConfig
+from rlhf.data import Splits
 from rlhf.distributed import barrier, deepspeed_config, forget_zero, full_state, is_main_process, world_size
 from rlhf.errors import ConfigError, StageError
 from rlhf.models.adapters import merge_and_save
 from rlhf.tracking.callback import attach
 from rlhf.tracking.tracker import Tracker
 
-__all__ = ["Trained", "Validation", "check_positions", "save", "train", "training_arguments"]
+__all__ = ["Trained", "Validation", "check_positions", "report_skipped", "save", "train", "training_arguments"]
+
+logger = logging.getLogger(__name__)
 
 ArgumentsT = TypeVar("ArgumentsT")
 
@@ -213,6 +217,12 @@ def check_positions(stage: str, section: SupervisedConfig, model: Any) -> None:
         raise ConfigError(
             f"{stage}.max_tokens {section.max_tokens}: the model reads {positions} tokens; lower it to that"
         )
+
+
+def report_skipped(stage: str, rows: Splits[Any]) -> None:
+    """Say which bad rows were left out; the manifest keeps their numbers."""
+    if rows.skipped and is_main_process():
+        logger.warning("%s: %s. The first: %s", stage, rows.summary(), next(iter(rows.examples.values())))
 
 
 def _optimisation(section: SupervisedConfig) -> dict[str, Any]:
