@@ -43,13 +43,14 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     tokenizer = policy_tokenizer(config, folder)
     policy = make_policy(config, folder, tokenizer)
     prepare_for_training(policy, config.model, sharded=config.distributed.zero is not None)
-    source = make_source(config, folder, tokenizer, policy)
+    critic = make_critic(config, folder, tokenizer)
+    source = make_source(config, folder, tokenizer, policy)  # models are loaded before DeepSpeed is set up, whole
     with tempfile.TemporaryDirectory() as scratch:
         trainer = PPOTrainer(
             make_arguments(config, scratch),
             tokenizer,
             policy,
-            value_model=make_critic(config, folder, tokenizer),
+            value_model=critic,
             source=source,
             on_iteration=lambda iteration: log_iteration(iteration, tracker),
         )

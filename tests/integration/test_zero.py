@@ -1,4 +1,4 @@
-"""Two processes under DeepSpeed ZeRO, started as a user would: the numbers of one process, and folders that load in one.
+"""Two processes under DeepSpeed ZeRO, started as a user would: the numbers of one, and folders that load in one.
 
 The SFT stage trains all weights; the reward model has a backbone of its own and is trained by LoRA. Under ZeRO-3 every
 weight is spread, however small.
@@ -50,7 +50,7 @@ ACCELERATE = [
 
 
 def write_run(folder: Path) -> Path:
-    """Data and a configuration file; rows are whole batches, since another number of processes fills up the last one."""
+    """Data and a configuration file. Rows make whole batches: several processes fill up the last one."""
     write_demonstrations(folder / "demonstrations.jsonl", train=24, validation=7)
     write_preferences(folder / "preferences.jsonl", train=16, validation=5)
     config = make_config(

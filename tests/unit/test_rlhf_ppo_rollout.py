@@ -32,7 +32,7 @@ def scenario(number, *words):
 
 
 # Needs that babble meets now and then, and one that it never does.
-SCENARIOS = [scenario(0, "e"), scenario(1, "a", "o"), scenario(2, "never ever"), scenario(3, "t")]
+SCENARIOS = [scenario(0, "e*"), scenario(1, "a*", "o*"), scenario(2, "never ever"), scenario(3, "t*")]
 LENGTHS = Lengths(max_prompt_tokens=500, max_response_tokens=8, max_turns=9)
 
 
@@ -57,8 +57,9 @@ class Recorder(Sampler):
     """A sampler that remembers what it was asked and what it said."""
 
     def __call__(self, requests):
+        contexts = [list(request.prompt_ids) for request in requests]
         results = super().__call__(requests)
-        self.calls = [*getattr(self, "calls", []), list(zip(requests, results, strict=True))]
+        self.calls = [*getattr(self, "calls", []), list(zip(contexts, results, strict=True))]
         return results
 
 
@@ -87,15 +88,12 @@ def test_an_episode_is_what_was_sampled_plus_the_environments_tokens(policy, tok
     source = dialogues(tokenizer)
     episodes = collect(source, sampler)
     said = {id(episode): [] for episode in episodes}
-    for call in sampler.calls:
-        for request, result in call:
-            (owner,) = (
-                e for e in episodes
-                if e.token_ids[: len(request.prompt_ids)] == list(request.prompt_ids)
-                and e.token_ids[len(request.prompt_ids) :][: len(result.token_ids)] == result.token_ids
-                and len(said[id(e)]) < len(e.responses)
-            )  # fmt: skip
-            said[id(owner)].append(result)
+    for turn, call in enumerate(sampler.calls):
+        going_on = [episode for episode in episodes if len(episode.responses) > turn]
+        for episode, (context, result) in zip(going_on, call, strict=True):
+            assert episode.token_ids[: len(context)] == context
+            assert episode.response_mask[len(context)]
+            said[id(episode)].append(result)
     for episode in episodes:
         user = [m for m in episode.messages if m["role"] == "user"]
         ids, mask, logprobs = encode_prompt(tokenizer, episode.prompt), [], []

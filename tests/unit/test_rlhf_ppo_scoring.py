@@ -81,7 +81,8 @@ def test_oracle_16_each_token_pays_its_own_kl_and_the_last_one_gets_the_score(tm
         ids = torch.tensor(played.token_ids)
         with torch.no_grad():
             own, frozen = (
-                (model(ids[None]).logits[0] / 0.7).log_softmax(-1) for model in (trainer.policy_model, tiny(seed=1).double())
+                (model(ids[None]).logits[0] / 0.7).log_softmax(-1)
+                for model in (trainer.policy_model, tiny(seed=1).double())
             )
         t = 0
         for position, is_own in enumerate(played.response_mask):
@@ -139,7 +140,17 @@ def score_conversation(folder, values, played):
 
 def test_oracle_19_what_the_environment_says_is_skipped(tmp_path):
     """A equals GAE on the policy's five tokens alone, and no value, reward or token of the environment enters."""
-    values = [0.3, -0.2, 9.0, 0.1, 0.7, 9.0, -0.4, 0.6, 9.0]  # 9.0: states before a token of the environment, or the end
+    values = [
+        0.3,
+        -0.2,
+        9.0,
+        0.1,
+        0.7,
+        9.0,
+        -0.4,
+        0.6,
+        9.0,
+    ]  # 9.0: states before a token of the environment, or the end
     batch, rows = score_conversation(tmp_path, values, conversation())
     where = [position for position, own in enumerate(OWN) if own]
     rewards = [
