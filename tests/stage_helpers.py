@@ -54,15 +54,18 @@ def write_preferences(path: Path, train: int = 24, validation: int = 10) -> Path
     return write(path, rows)
 
 
-def make_config(folder: Path, *, lora: bool = False, dtype: str = "float32", **sections) -> Config:
-    """A model from scratch, and the stages whose keys are given; the data lie in `folder`."""
+def make_config(folder: Path, *, lora: bool | float = False, dtype: str = "float32", **sections) -> Config:
+    """A model from scratch, and the stages whose keys are given; the data lie in `folder`.
+
+    `lora` is whether there are adapters, or the dropout on their input.
+    """
     model = {
         "architecture": {"hidden_size": 32, "layers": 2, "heads": 4, "max_positions": 128},
         "tokenizer": {"vocab_size": 290},
         "dtype": dtype,
     }
     if lora:
-        model["lora"] = {"rank": 4, "alpha": 16}
+        model["lora"] = {"rank": 4, "alpha": 16, "dropout": 0.0 if lora is True else lora}
     files = {"sft": folder / "demonstrations.jsonl", "reward": folder / "preferences.jsonl"}
     shared = {"batch_size": 8, "max_tokens": 128}
     for name, keys in sections.items():

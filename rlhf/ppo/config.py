@@ -54,8 +54,7 @@ class PPOConfig(TrlPPOConfig):  # type: ignore[misc]
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.missing_eos_penalty is not None:
             self.missing_stop_action, self.missing_stop_value = "subtract", self.missing_eos_penalty
-        if self.world_size is None:  # TRL's field hides transformers' property, which the DeepSpeed setup reads
-            self.world_size = world_size()
+        self.world_size: int = world_size()  # TRL's field hides transformers' property, which the DeepSpeed setup reads
         # transformers renamed gradient_checkpointing and warns about the old name; both mean the same here.
         if getattr(self, "activation_checkpointing", None) is None:
             self.activation_checkpointing = self.gradient_checkpointing

@@ -133,7 +133,7 @@ def test_more_samples_than_prompts_are_further_samples_of_each(data):
     prompts = ["item 1: say green", [{"role": "user", "content": "item 1: say green"}], "item 2: say blue"]
     asked, said = normalisation.sample_responses(config, RunFolder(data / "run"), prompts)
     assert [str(prompt) for prompt in asked] == [str(prompts[i]) for i in (1, 2, 1, 2, 1)]  # equal prompts are one
-    assert len(said) == 5
+    assert len({said[0], said[2], said[4]}) > 1  # three samples of one prompt
     again = normalisation.sample_responses(config, RunFolder(data / "run"), prompts)
     assert again == (asked, said)
 
@@ -206,6 +206,13 @@ def test_what_is_missing_is_named(data, tmp_path):
         reward.run(make_config(data, sft={}, reward={}), RunFolder(tmp_path), Recorder())
     with pytest.raises(ConfigError, match=r"reward\.max_tokens 200: the model reads 128 tokens"):
         run(data, max_tokens=200)
+
+
+def test_dropout_on_the_adapters_input_acts(data):
+    (_, plain, *_), (_, dropped, *_) = run(data, lora=True), run(data, lora=0.5)
+    losses, others = plain.curve("reward/loss"), dropped.curve("reward/loss")
+    assert losses[0] == others[0]  # adapters change nothing at first
+    assert losses[1:] != others[1:]
 
 
 def test_a_training_that_diverges_says_what_to_do(data):

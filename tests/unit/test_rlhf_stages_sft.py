@@ -157,6 +157,13 @@ def test_rows_cannot_be_longer_than_the_model_reads(data):
         run(data, max_tokens=129)
 
 
+def test_dropout_on_the_adapters_input_acts(data):
+    (_, plain, *_), (_, dropped, *_) = run(data, "plain", lora=True), run(data, "dropout", lora=0.5)
+    losses, others = plain.curve("sft/loss"), dropped.curve("sft/loss")
+    assert losses[0] == others[0]  # adapters change nothing at first
+    assert losses[1:] != others[1:]
+
+
 def test_a_training_that_diverges_says_what_to_do(data):
     with pytest.raises(StageError, match=r"never a finite number\. Lower sft\.learning_rate"):
         run(data, learning_rate=1e38, max_gradient_norm=1e30)
