@@ -51,14 +51,14 @@ def tiny(family: str = "llama", *, seed: int = 0, vocab_size: int = 8, layers: i
     common = {"vocab_size": vocab_size, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": BOS}
     if family == "llama":
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
-        model: Any = LlamaForCausalLM(LlamaConfig(**common, **sizes, **{"initializer_range": 0.3, **options}))
+        model: Any = LlamaForCausalLM(LlamaConfig(**{**common, **sizes, "initializer_range": 0.3, **options}))
     elif family == "gpt2":
         sizes = {"n_embd": 16, "n_inner": 32, "n_layer": layers, "n_head": 2, "n_positions": 64}
-        model = GPT2LMHeadModel(GPT2Config(**common, **sizes, **{"initializer_range": 0.3, **options}))
+        model = GPT2LMHeadModel(GPT2Config(**{**common, **sizes, "initializer_range": 0.3, **options}))
     else:
         sizes = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
         sizes |= {"word_embed_proj_dim": 16, "max_position_embeddings": 64}
-        model = OPTForCausalLM(OPTConfig(**common, **sizes, **{"init_std": 0.3, **options}))
+        model = OPTForCausalLM(OPTConfig(**{**common, **sizes, "init_std": 0.3, **options}))
     return model
 
 

@@ -19,11 +19,14 @@ from rlhf.ppo.rollout import EnvironmentSource, Lengths, plan
 from rlhf.ppo.sampler import Sampler, SamplingParameters
 
 
-def scenario(number, *words):
+def scenario(number, *needs):
+    """A customer whose needs are met by any word that begins like one of the given phrases."""
     needs = [
-        {"name": f"need {word}", "mentions": [[word]], "ask": f"And {word}?", "insist": f"I said {word}!",
-         "thanks": "Good.", "example": word}
-        for word in words
+        {
+            "name": f"need {n}", "mentions": [phrases], "insist": f"I said {n}!", "thanks": "Good.",
+            "example": phrases[0].rstrip("*"), **({"ask": f"And {n}?"} if n else {}),
+        }
+        for n, phrases in enumerate(needs)
     ]  # fmt: skip
     return {
         "id": f"s{number}", "domain": "shop", "opening": f"The lamp {number} is dead.", "needs": needs,
@@ -31,8 +34,10 @@ def scenario(number, *words):
     }  # fmt: skip
 
 
-# Needs that babble meets now and then, and one that it never does.
-SCENARIOS = [scenario(0, "e*"), scenario(1, "a*", "o*"), scenario(2, "never ever"), scenario(3, "t*")]
+# Babble meets some of these needs now and then; one it never meets.
+LETTERS = [f"{letter}*" for letter in "abcdefghijklmnopqrstuvwxyz"]
+VOWELS = [f"{letter}*" for letter in "aeiou"]
+SCENARIOS = [scenario(0, LETTERS), scenario(1, VOWELS, LETTERS), scenario(2, ["never ever"]), scenario(3, VOWELS)]
 LENGTHS = Lengths(max_prompt_tokens=500, max_response_tokens=8, max_turns=9)
 
 
@@ -108,7 +113,8 @@ def test_an_episode_is_what_was_sampled_plus_the_environments_tokens(policy, tok
         assert episode.response_mask == mask
         assert episode.sampled_logprobs == logprobs
         assert episode.stop_reason == said[id(episode)][-1].stop_reason
-    assert {len(episode.responses) for episode in episodes} >= {1, 4}
+    assert len({len(episode.responses) for episode in episodes}) > 1
+    assert {(episode.terminated, episode.truncated) for episode in episodes} == {(True, False), (False, True)}
     assert {result.stop_reason for results in said.values() for result in results} == {"eos", "length"}
 
 

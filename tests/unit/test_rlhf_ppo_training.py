@@ -66,7 +66,8 @@ def test_oracle_05_the_bandit_reaches_its_analytic_optimum(tmp_path):
     assert objective(optimum) == pytest.approx(math.log(normaliser), abs=1e-12)
     reached = train_bandit(tmp_path, ARMS, 1.0, iterations=60)
     print(
-        f"\nbandit: total variation {distance(reached, optimum):.2e}, J* - J {objective(optimum) - objective(reached):.2e}"
+        f"\nbandit: total variation {distance(reached, optimum):.2e}, "
+        f"J* - J {objective(optimum) - objective(reached):.2e}"
     )
     assert distance(reached, optimum) <= 1e-3
     assert objective(optimum) == pytest.approx(1.027222, abs=1e-6)
