@@ -116,8 +116,6 @@ def ppo_config(folder: Path | str, **options: Any) -> PPOConfig:
     """Options for a run on the CPU that reports nothing; what a test is about is in `options`."""
     quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 10**6, "save_strategy": "no"}
     defaults = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "temperature": 1.0}
-    if "activation_checkpointing" in {field.name for field in dataclasses.fields(PPOConfig)}:
-        quiet["activation_checkpointing"] = options.pop("gradient_checkpointing", False)
     return PPOConfig(output_dir=str(folder), **{**quiet, **defaults, **options})
 
 
@@ -139,7 +137,7 @@ def make_trainer(
     folder: Path | str, policy: nn.Module, *, episodes: list[Episode] | None = None, **options: Any
 ) -> PPOTrainer:
     """A trainer on fixed episodes, all of them one iteration, unless `train_dataset` and `reward_model` are given."""
-    roles = ("ref_model", "value_model", "reward_model", "train_dataset", "optimizers", "callbacks", "peft_config")
+    roles = ("ref_model", "value_model", "reward_model", "train_dataset", "eval_dataset", "callbacks", "peft_config")
     given = {name: options.pop(name) for name in (*roles, "source", "on_iteration") if name in options}
     tokenizer = options.pop("tokenizer", None) or letters_tokenizer()
     if episodes is not None:

@@ -74,11 +74,6 @@ def build_config(architecture: ArchitectureConfig, tokenizer: PreTrainedTokenize
         "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": True,
     }
-    if architecture.type != "llama" and architecture.key_value_heads is not None:
-        raise ModelError(
-            f"model.architecture.key_value_heads {architecture.key_value_heads}: type {architecture.type} "
-            "always has as many as heads; remove the key, or choose type: llama"
-        )
     return {"llama": _llama, "gpt2": _gpt2, "opt": _opt}[architecture.type](architecture, shared)
 
 

@@ -18,13 +18,14 @@ from rlhf.ppo.actor_critic import SharedCritic
 if TYPE_CHECKING:
     from rlhf.ppo.trainer import PPOTrainer
 
+_STATE = "state"  # a folder of its own: Accelerate would mistake the saved models for its own files
 _PROGRESS = "progress.json"  # written last: a folder without it is an unfinished checkpoint
 
 
 def save(trainer: "PPOTrainer", folder: str) -> None:
     """Write a checkpoint that `load` goes on from, and the models as `save_models` does, into `folder`."""
     # Safe serialisation refuses weights that share memory, as a tied output layer does.
-    trainer.accelerator.save_state(folder, safe_serialization=False)
+    trainer.accelerator.save_state(os.path.join(folder, _STATE), safe_serialization=False)
     save_models(trainer, folder)
     if trainer.accelerator.is_main_process:
         progress = {
@@ -48,7 +49,7 @@ def load(trainer: "PPOTrainer", folder: str) -> None:
             f"{folder} is no finished checkpoint: {_PROGRESS} is missing. Use an older one, or start anew."
         )
     progress = json.loads(path.read_text())
-    trainer.accelerator.load_state(folder)
+    trainer.accelerator.load_state(os.path.join(folder, _STATE))
     trainer.state.global_step = progress["iteration"]
     trainer.state.episode = progress["episode"]
     trainer.kl_controller.coefficient = progress["kl_coefficient"]

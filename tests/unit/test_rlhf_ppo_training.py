@@ -136,7 +136,7 @@ def test_oracle_18_a_truncated_task_is_worth_what_it_would_go_on_to_earn(tmp_pat
     value = critic.score.weight[0, 0].item()
     print(f"\nV = {value:.4f}, 1 / (1 - gamma) = 10")
     if bootstrap:
-        assert value == pytest.approx(10, abs=0.05)
+        assert value == pytest.approx(10, abs=0.1)
     else:
         assert value < 4
 
