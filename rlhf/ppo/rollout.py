@@ -162,12 +162,7 @@ class EnvironmentSource:
             ids = encode_prompt(
                 self.tokenizer, info["messages"] if not isinstance(info["prompt"], str) else info["prompt"]
             )
-            if len(ids) > self.lengths.max_prompt_tokens:
-                raise DataError(
-                    f"prompt {start.index} has {len(ids)} tokens; max_prompt_tokens is "
-                    f"{self.lengths.max_prompt_tokens}. "
-                    f"Raise it or shorten the prompt, which begins: {str(info['prompt'])[:80]!r}"
-                )
+            check_prompt(start.index, ids, self.lengths.max_prompt_tokens, info["prompt"])
             play = _Play(start, info["prompt"], [], [], [], [], info)
             play.append(ids, None)
             plays.append(play)
@@ -244,6 +239,21 @@ class EnvironmentSource:
             columns=play.info.get("columns", {}),
             index=play.start.index,
             sample_index=play.start.sample_index,
+        )
+
+
+def check_prompt(index: int, token_ids: Sequence[int], limit: int, prompt: Any) -> None:
+    """Refuse a prompt that cannot be answered.
+
+    Raises:
+        DataError: It has no tokens, or more than `limit`.
+    """
+    if not token_ids:
+        raise DataError(f"prompt {index} has no tokens: remove it, there is nothing to answer")
+    if len(token_ids) > limit:
+        raise DataError(
+            f"prompt {index} has {len(token_ids)} tokens; max_prompt_tokens is {limit}. "
+            f"Raise it or shorten the prompt, which begins: {str(prompt)[:80]!r}"
         )
 
 

@@ -135,6 +135,8 @@ def stop_token_ids(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
 
 def reward_list(reward_model: Any, weights: Sequence[float] | None = None) -> tuple[list[Any], list[float]]:
     """Return rewards and weights as lists; a single module or function is a list of one."""
+    if reward_model is None:
+        return [], []
     rewards = list(reward_model) if isinstance(reward_model, list | tuple) else [reward_model]
     chosen = list(weights) if weights is not None else [1.0] * len(rewards)
     if len(chosen) != len(rewards):

@@ -15,8 +15,10 @@ from reward_models.combine import CombinedReward, Component
 from rlhf.ppo import head
 from rlhf.ppo.episode import Episode
 from rlhf.ppo.noise import response_key
-from rlhf.ppo.rollout import Lengths, Start, response_text
+from rlhf.ppo.rollout import Lengths, Start, check_prompt, response_text
 from rlhf.ppo.sampler import Request, Sampled, Sampler
+
+_TOKEN_COLUMNS = ("input_ids", "attention_mask", "labels", "prompts", "completions", "completion_ids")
 
 Reward = nn.Module | Callable[..., Any]
 
@@ -34,6 +36,9 @@ class TokenDatasetSource:
         stop_strings: Sequence[str] = (),
     ) -> None:
         self.prompts = [_without_padding(row, tokenizer.pad_token_id) for row in dataset]
+        self.columns = [{name: value for name, value in row.items() if name not in _TOKEN_COLUMNS} for row in dataset]
+        for index, prompt in enumerate(self.prompts):
+            check_prompt(index, prompt, lengths.max_prompt_tokens, tokenizer.decode(prompt))
         self.tokenizer = tokenizer
         self.lengths = lengths
         self.stop_strings = stop_strings
@@ -84,6 +89,7 @@ class TokenDatasetSource:
             stop_reason=sampled.stop_reason,
             terminated=True,
             truncated=False,
+            columns=self.columns[start.index],
             index=start.index,
             sample_index=start.sample_index,
         )
@@ -102,6 +108,7 @@ class TokenDatasetSource:
                 [episode.prompt for episode in episodes],
                 [episode.responses[0] for episode in episodes],
                 completion_ids=[result.token_ids for result in sampled],
+                **{name: [episode.columns[name] for episode in episodes] for name in self.columns[0]},
             )
             total += scores_by_function.total
             for name, values in scores_by_function.components.items():

@@ -7,6 +7,7 @@ constructor, which would wrap, shuffle and prepare the models in ways that the l
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -199,7 +200,10 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         metrics |= {f"seconds/{name}": s for name, s in zip(("rollout", "score", "update"), seconds, strict=True)}
         metrics["samples_per_second"] = len(episodes) / sum(seconds)
         metrics = {f"ppo/{name}": value for name, value in metrics.items()}
-        self.lr_scheduler.step()
+        with warnings.catch_warnings():
+            # The schedule moves once an iteration, also before the first step where nobody scored the first episodes.
+            warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)`")
+            self.lr_scheduler.step()
         self.state.global_step = iteration + 1
         self.state.episode += len(episodes)
         self.state.epoch = self.state.episode / (
