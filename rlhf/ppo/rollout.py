@@ -86,6 +86,12 @@ class Lengths:
     max_turns: int = 8
     max_total_tokens: int | None = None  # what the model's positions allow
 
+    def room(self, used: int) -> int:
+        """Tokens that the next response may have behind `used` ones."""
+        if self.max_total_tokens is None:
+            return self.max_response_tokens
+        return min(self.max_response_tokens, self.max_total_tokens - used)
+
 
 @dataclass
 class _Play:
@@ -162,7 +168,7 @@ class EnvironmentSource:
             ids = encode_prompt(
                 self.tokenizer, info["messages"] if not isinstance(info["prompt"], str) else info["prompt"]
             )
-            check_prompt(start.index, ids, self.lengths.max_prompt_tokens, info["prompt"])
+            check_prompt(start.index, ids, self.lengths, info["prompt"])
             play = _Play(start, info["prompt"], [], [], [], [], info)
             play.append(ids, None)
             plays.append(play)
@@ -174,18 +180,12 @@ class EnvironmentSource:
                 Request(
                     prompt_ids=play.token_ids,
                     key=response_key(seed, iteration, play.token_ids, play.start.sample_index, play.start.index),
-                    max_tokens=self._room(play),
+                    max_tokens=self.lengths.room(len(play.token_ids)),
                     min_tokens=self.lengths.min_response_tokens,
                 )
                 for play in active
             ]
         )
-
-    def _room(self, play: _Play) -> int:
-        if self.lengths.max_total_tokens is None:
-            return self.lengths.max_response_tokens
-        room = self.lengths.max_total_tokens - len(play.token_ids)
-        return max(1, min(self.lengths.max_response_tokens, room))
 
     def _step(self, plays: Sequence[_Play], sampled: dict[int, Sampled]) -> None:
         actions: list[str | None] = [None] * self.environments.num_envs
@@ -242,18 +242,24 @@ class EnvironmentSource:
         )
 
 
-def check_prompt(index: int, token_ids: Sequence[int], limit: int, prompt: Any) -> None:
+def check_prompt(index: int, token_ids: Sequence[int], lengths: Lengths, prompt: Any) -> None:
     """Refuse a prompt that cannot be answered.
 
     Raises:
-        DataError: It has no tokens, or more than `limit`.
+        DataError: It has no tokens, more than it may have, or so many that the model has no position for a response.
     """
     if not token_ids:
         raise DataError(f"prompt {index} has no tokens: remove it, there is nothing to answer")
-    if len(token_ids) > limit:
+    begins = f"the prompt, which begins: {str(prompt)[:80]!r}"
+    if len(token_ids) > lengths.max_prompt_tokens:
         raise DataError(
-            f"prompt {index} has {len(token_ids)} tokens; max_prompt_tokens is {limit}. "
-            f"Raise it or shorten the prompt, which begins: {str(prompt)[:80]!r}"
+            f"prompt {index} has {len(token_ids)} tokens; max_prompt_tokens is {lengths.max_prompt_tokens}. "
+            f"Raise it or shorten {begins}"
+        )
+    if lengths.room(len(token_ids)) < 1:
+        raise DataError(
+            f"prompt {index} has {len(token_ids)} tokens; the model reads {lengths.max_total_tokens}, which leaves "
+            f"none for a response. Shorten {begins}"
         )
 
 

@@ -17,6 +17,17 @@ from rlhf.ppo import head
 from rlhf.ppo.actor_critic import ActorCritic, SharedCritic
 from rlhf.ppo.advantages import ESTIMATORS
 from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.rollout import Lengths
+
+
+def make_lengths(args: PPOConfig, model: Any) -> Lengths:
+    """Return the limits of an episode: the configured ones, and what the model's positions allow."""
+    return Lengths(
+        max_prompt_tokens=args.max_prompt_length or 2**31,
+        max_response_tokens=args.response_length,
+        min_response_tokens=args.min_response_length,
+        max_total_tokens=getattr(head.unwrapped(model).config, "max_position_embeddings", None),
+    )
 
 
 def make_policy(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from reward_models.combine import CombinedReward, Component
+from rlhf.errors import DataError
 from rlhf.ppo import head
 from rlhf.ppo.episode import Episode
 from rlhf.ppo.noise import response_key
@@ -36,9 +37,11 @@ class TokenDatasetSource:
         stop_strings: Sequence[str] = (),
     ) -> None:
         self.prompts = [_without_padding(row, tokenizer.pad_token_id) for row in dataset]
+        if not self.prompts:
+            raise DataError("the data set has no rows: give at least one prompt")
         self.columns = [{name: value for name, value in row.items() if name not in _TOKEN_COLUMNS} for row in dataset]
         for index, prompt in enumerate(self.prompts):
-            check_prompt(index, prompt, lengths.max_prompt_tokens, tokenizer.decode(prompt))
+            check_prompt(index, prompt, lengths, tokenizer.decode(prompt))
         self.tokenizer = tokenizer
         self.lengths = lengths
         self.stop_strings = stop_strings
@@ -63,7 +66,7 @@ class TokenDatasetSource:
                 Request(
                     prompt_ids=prompt,
                     key=response_key(seed, iteration, prompt, start.sample_index, start.index),
-                    max_tokens=self.lengths.max_response_tokens,
+                    max_tokens=self.lengths.room(len(prompt)),
                     min_tokens=self.lengths.min_response_tokens,
                 )
                 for prompt, start in zip(prompts, starts, strict=True)

@@ -27,7 +27,7 @@ from rlhf.ppo.batch import Batch, Microbatch, collate
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.episode import Episode
 from rlhf.ppo.metrics import print_episodes, rollout_metrics
-from rlhf.ppo.rollout import EpisodeSource, Lengths, Start, plan
+from rlhf.ppo.rollout import EpisodeSource, Start, plan
 from rlhf.ppo.rollout_policy import RolloutPolicy
 from rlhf.ppo.sampler import Sampler, SamplingParameters
 from rlhf.ppo.scoring import estimate_advantages, evaluate_models, penalise_unfinished, whole_groups
@@ -97,11 +97,7 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         self.reward_model, self.train_dataset, self.eval_dataset = reward_model, train_dataset, eval_dataset
         self.on_iteration = on_iteration
         self.sample_generations_freq = 1
-        self.lengths = Lengths(
-            max_prompt_tokens=args.max_prompt_length or 2**31,
-            max_response_tokens=args.response_length,
-            min_response_tokens=args.min_response_length,
-        )
+        self.lengths = setup.make_lengths(args, model)
         self.source: EpisodeSource = source or self._dataset_source(train_dataset)
         self.stop_token_ids = setup.stop_token_ids(args, processing_class)
         self._prepare_models(model, ref_model, value_model, peft_config, optimizers)

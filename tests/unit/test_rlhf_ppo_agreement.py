@@ -82,19 +82,19 @@ def test_oracle_08_eager_attention_samples_from_the_policy_too(tmp_path, family)
     assert (batch.logprobs - batch.sampled_logprobs)[batch.mask].abs().max() <= 1e-5
 
 
-def test_oracle_08_a_sliding_window_is_honoured_or_refused(tmp_path):
+def test_oracle_08_a_sliding_window_that_rows_outgrow_is_refused(tmp_path):
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "vocab_size": 8}
     torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=8, num_key_value_heads=2, sliding_window=4, initializer_range=0.3, bos_token_id=2, eos_token_id=1,
-        pad_token_id=0, **sizes,
-    )  # fmt: skip
-    try:
+    for window in (18, 17):  # prompts take up to 6 tokens, responses up to 12
+        config = MistralConfig(num_key_value_heads=2, sliding_window=window, initializer_range=0.3, **sizes, **special)
         trainer = sampling_trainer(tmp_path, MistralForCausalLM(config))
-        batch = trainer.score(trainer.rollout(0))
-    except ModelError:
-        return
-    assert (batch.logprobs - batch.sampled_logprobs)[batch.mask].abs().max() <= 1e-5
+        if window == 18:
+            batch = trainer.score(trainer.rollout(0))
+            assert (batch.logprobs - batch.sampled_logprobs)[batch.mask].abs().max() <= 1e-5
+        else:
+            with pytest.raises(ModelError, match=r"may take 18 tokens.* slides over 17: shorten them"):
+                trainer.rollout(0)
 
 
 def evaluate(model, episodes, budget, temperature=0.7):

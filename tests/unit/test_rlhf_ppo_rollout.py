@@ -189,6 +189,15 @@ def test_turn_and_token_limits_truncate(policy, tokenizer):
     assert any(1 < len(episode.responses) < 9 and episode.truncated for episode in episodes)
 
 
+def test_a_prompt_that_leaves_no_room_for_a_response_is_an_error(policy, tokenizer):
+    """The limit is what the model's positions allow: not even one token may lie beyond it."""
+    prompt = encode_prompt(tokenizer, [{"role": "user", "content": SCENARIOS[0]["opening"]}])
+    with pytest.raises(DataError, match=r"prompt \d has \d+ tokens"):
+        collect(
+            dialogues(tokenizer, lengths=replace(LENGTHS, max_total_tokens=len(prompt))), recorder(policy, tokenizer)
+        )
+
+
 def test_stop_strings_are_cut_off_the_text_and_kept_in_the_tokens(policy, tokenizer):
     sampler = recorder(policy, tokenizer, stop_strings=("e",))
     episodes = collect(dialogues(tokenizer, stop_strings=("e",)), sampler)

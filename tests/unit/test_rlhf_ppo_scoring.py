@@ -175,6 +175,35 @@ def test_oracle_19_what_the_environment_says_is_skipped(tmp_path):
     assert torch.equal(again.returns, batch.returns)
 
 
+@pytest.mark.parametrize("rewards", [False, True])
+@pytest.mark.parametrize("advantages", [False, True])
+def test_whitening_is_over_the_rollouts_tokens_rewards_before_and_advantages_after(tmp_path, rewards, advantages):
+    """Rewards keep their mean and get variance 1, then come the advantages, which lose it; whatever is switched off."""
+    episodes = random_episodes(6)
+    trainer = make_trainer(
+        tmp_path, tiny().double(), ref_model=tiny(seed=1).double(), episodes=episodes, kl_coef=0.3, gamma=0.9, lam=0.8,
+        whiten_rewards=rewards, whiten_advantages=advantages,
+    )  # fmt: skip
+    torch.nn.init.ones_(trainer.value_model.score.weight)
+    batch = trainer.score(trainer.rollout(0))
+    raw = (batch.env_rewards - 0.3 * (batch.logprobs - batch.ref_logprobs))[batch.mask]
+    if rewards:
+        raw = (raw - raw.mean()) / raw.std(correction=0) + raw.mean()
+    torch.testing.assert_close(batch.rewards[batch.mask], raw, atol=1e-7, rtol=0)
+    lengths = batch.mask.sum(1).tolist()
+    estimates = []
+    for row, own in enumerate(raw.split(lengths)):
+        values = [*batch.values[row, : lengths[row]].tolist(), 0.0]
+        deltas = [float(own[t]) + 0.9 * values[t + 1] - values[t] for t in range(lengths[row])]
+        estimates += [sum(0.72 ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
+    expected = torch.tensor(estimates, dtype=torch.float64)
+    torch.testing.assert_close((batch.returns - batch.values)[batch.mask], expected, atol=1e-6, rtol=0)
+    if advantages:
+        expected = (expected - expected.mean()) / expected.std(correction=0)
+    torch.testing.assert_close(batch.advantages[batch.mask], expected, atol=1e-6, rtol=0)
+    assert (batch.advantages[~batch.mask] == 0).all()
+
+
 @pytest.mark.parametrize("advantage", ["gae", "reinforce"])
 def test_episodes_that_nobody_scored_stay_out(tmp_path, advantage):
     episodes = random_episodes(6)

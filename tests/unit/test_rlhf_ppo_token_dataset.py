@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from ppo_helpers import letters_tokenizer, prompts, tiny
+from ppo_helpers import letters_tokenizer, make_trainer, prompts, tiny
 from transformers import LlamaForSequenceClassification
 
 from rlhf.errors import DataError
@@ -96,3 +96,8 @@ def test_a_prompt_that_is_too_long_is_refused():
 def test_an_empty_prompt_is_refused():
     with pytest.raises(DataError, match="prompt 1"):
         collect([{"input_ids": [3]}, {"input_ids": [0, 0]}], [count])
+
+
+def test_oracle_28_a_data_set_without_rows_is_refused(tmp_path):
+    with pytest.raises(DataError):
+        make_trainer(tmp_path, tiny(), reward_model=count, train_dataset=[], total_episodes=8)
