@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, get_scheduler
 
 from rlhf.errors import ModelError
 from rlhf.models.adapters import wrap
+from rlhf.models.attention import prefer_fast_attention
 from rlhf.models.dropout import disable_dropout
 from rlhf.ppo import head
 from rlhf.ppo.actor_critic import ActorCritic, SharedCritic
@@ -52,7 +53,7 @@ def make_reference(policy: nn.Module, ref_model: nn.Module | None) -> nn.Module 
 
 
 def make_actor_critic(args: PPOConfig, policy: Any, value_model: nn.Module | None) -> ActorCritic:
-    """Join policy and critic, with dropout off and activations recomputed if asked for."""
+    """Join policy and critic: dropout off, fast attention, activations recomputed if asked for."""
     if not ESTIMATORS[args.advantage].uses_critic:
         value_model = None
     elif args.critic == "shared":
@@ -64,6 +65,8 @@ def make_actor_critic(args: PPOConfig, policy: Any, value_model: nn.Module | Non
     for module in (policy, value_model):
         if module is not None:
             disable_dropout(module)
+            if not isinstance(module, SharedCritic):
+                prefer_fast_attention(module)
     if args.gradient_checkpointing:
         for model in (policy, value_model):
             _recompute_activations(model, args)
