@@ -41,7 +41,8 @@ class ActorCritic(nn.Module):
         policy: A causal language model, possibly with peft adapters.
         value_model: A sequence-classification model with one label (its own trunk and a `score` layer), a
             `SharedCritic`, or None for advantage estimators without a critic.
-        bf16: Whether the trunks run under bfloat16 autocast; weights, output layer and value head stay as they are.
+        bf16: Whether the trunks run under bfloat16 autocast, and the output layer's backward pass; weights, logits and
+            values stay as they are.
     """
 
     def __init__(self, policy: nn.Module, value_model: nn.Module | None, *, bf16: bool = False) -> None:
@@ -66,7 +67,12 @@ class ActorCritic(nn.Module):
         with adapters_off:
             hidden = self._run(self.policy, microbatch.input_ids)  # (b * l, d)
             logprobs, entropies = token_logprobs(
-                self.policy, hidden[microbatch.predictors], microbatch.targets, temperature, entropy=entropy
+                self.policy,
+                hidden[microbatch.predictors],
+                microbatch.targets,
+                temperature,
+                entropy=entropy,
+                gradient_dtype=torch.bfloat16 if self.bf16 else None,
             )
         if reference or self.value_model is None:
             return TokenOutputs(
