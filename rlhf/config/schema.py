@@ -54,6 +54,13 @@ class DistributedConfig(Section):
     offload: bool = Field(False, description="Keep ZeRO's optimizer state in host memory.")
     deepspeed: dict[str, object] = Field(default_factory=dict, description="Further keys of the DeepSpeed config.")
 
+    @model_validator(mode="after")
+    def _deepspeed_runs(self) -> "DistributedConfig":
+        if self.zero is None and (self.offload or self.deepspeed):
+            key = "offload" if self.offload else "deepspeed"
+            raise ValueError(f"{key} has no effect without DeepSpeed: set zero to 0, 1, 2 or 3, or remove the key")
+        return self
+
 
 class Config(Section):
     """One run: a name, a seed, a model and the stages."""

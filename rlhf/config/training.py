@@ -37,6 +37,14 @@ class SupervisedConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _validates_if_it_waits(self) -> "SupervisedConfig":
+        waits = self.early_stopping_patience is not None or self.evaluate_every_steps is not None
+        if waits and self.data.validation_fraction == 0:
+            key = "early_stopping_patience" if self.early_stopping_patience is not None else "evaluate_every_steps"
+            raise ValueError(f"{key} needs validation rows: raise data.validation_fraction above 0, or remove the key")
+        return self
+
 
 class SFTConfig(SupervisedConfig):
     """Supervised fine-tuning: the loss is on the response only, its end-of-text token included."""

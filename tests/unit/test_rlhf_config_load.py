@@ -123,7 +123,8 @@ def test_overrides(load, override, read, value):
         with pytest.raises(Exception, match="got 'a=b'"):
             load(CONFIG, override)
         return
-    assert read(load(CONFIG, "ppo.rewards.reward_model.path=x", override).config) == value
+    shared = ("ppo.rewards.reward_model.path=x", "distributed.zero=2")
+    assert read(load(CONFIG, *shared, override).config) == value
 
 
 def test_the_last_override_wins_and_marks_all_that_it_replaces(load):

@@ -175,6 +175,20 @@ MISTAKES = {
         "model:\n  architecture:\n    hidden_size: 10\n    heads: 4\n",
         "line 3: model.architecture: hidden_size 10 must be a multiple of heads 4",
     ),
+    "early stopping without validation rows": (
+        "model: {path: m}\nsft:\n  data: {path: d.jsonl, validation_fraction: 0}\n  early_stopping_patience: 2\n",
+        "line 4: sft: early_stopping_patience needs validation rows: raise data.validation_fraction above 0, or remove "
+        "the key",
+    ),
+    "validation without validation rows": (
+        "model: {path: m}\nreward:\n  data: {path: d.jsonl, validation_fraction: 0}\n  evaluate_every_steps: 2\n",
+        "line 4: reward: evaluate_every_steps needs validation rows: raise data.validation_fraction above 0, or remove "
+        "the key",
+    ),
+    "DeepSpeed's keys without DeepSpeed": (
+        "model: {path: m}\ndistributed: {offload: true}\n",
+        "line 2: distributed: offload has no effect without DeepSpeed: set zero to 0, 1, 2 or 3, or remove the key",
+    ),
     "microbatches that do not divide": (
         "model: {path: m}\nsft:\n  data: d.jsonl\n  batch_size: 8\n  microbatch_size: 3\n",
         "line 4: sft: batch_size 8 must be a multiple of microbatch_size 3",
