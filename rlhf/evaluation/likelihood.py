@@ -21,25 +21,28 @@ __all__ = ["response_logprobs"]
 
 @torch.no_grad()
 def response_logprobs(
-    policy: nn.Module, episodes: Sequence[Episode], *, temperature: float, microbatch_tokens: int
+    policy: nn.Module, episodes: Sequence[Episode], *, temperatures: Sequence[float], microbatch_tokens: int
 ) -> NDArray[np.float64]:
     """Sum log pi(token | what stands before it) over the policy's own tokens of each episode.
+
+    Temperature acts behind the trunk, so several temperatures cost little more than one.
 
     Args:
         policy: A causal language model; the trunk runs in the precision of its weights, the logits in float32 at least.
         episodes: (N,) what was said. Prompt tokens and those of the environment count as context only.
-        temperature: Divides the logits.
+        temperatures: (K,) each divides the logits once.
         microbatch_tokens: Tokens of one forward pass, padding included.
 
     Returns:
-        (N,) in nats, at most 0.
+        (K, N) in nats, at most 0.
     """
     batch = collate(episodes, torch.float32, next(policy.parameters()).device)
-    sums = np.zeros(len(episodes))
+    sums = np.zeros((len(temperatures), len(episodes)))
     for microbatch in microbatches(batch, range(len(episodes)), microbatch_tokens):
-        hidden = head.hidden_states(policy, microbatch.input_ids).flatten(0, 1)  # (b * l, d)
-        logprobs, _ = token_logprobs(policy, hidden[microbatch.predictors], microbatch.targets, temperature)  # (n,)
+        hidden = head.hidden_states(policy, microbatch.input_ids).flatten(0, 1)[microbatch.predictors]  # (n, d)
         tokens = batch.mask[microbatch.rows].sum(1).tolist()  # (b,) the n tokens lie row behind row
-        parts = torch.split(logprobs.double(), tokens)
-        sums[microbatch.rows.cpu().numpy()] = [part.sum().item() for part in parts]
+        for number, temperature in enumerate(temperatures):
+            logprobs, _ = token_logprobs(policy, hidden, microbatch.targets, temperature)  # (n,)
+            parts = torch.split(logprobs.double(), tokens)
+            sums[number, microbatch.rows.cpu().numpy()] = [part.sum().item() for part in parts]
     return sums

@@ -102,13 +102,12 @@ class _Comparison:
             progress.update(2)
             progress.note("log-probabilities")
             temperature = self.sampling().temperature
-            own = self._logprobs(ppo, ppo_episodes, temperature)
+            (own,) = self._logprobs(ppo, ppo_episodes, temperature)
             progress.update(3)
-            before = self._logprobs(sft, ppo_episodes, temperature)
-            # Perplexity is the model's own, without temperature; at temperature 1 both are the same numbers.
-            plain = before if temperature == 1 else self._logprobs(sft, ppo_episodes, 1.0)
+            # Perplexity is the model's own, without temperature.
+            before, plain = self._logprobs(sft, ppo_episodes, temperature, 1.0)
             progress.update(4)
-            sft_plain = self._logprobs(sft, sft_episodes, 1.0)
+            (sft_plain,) = self._logprobs(sft, sft_episodes, 1.0)
             progress.update(5)
         # log-ratio = log pi_PPO - log pi_SFT, on what the PPO policy said itself; for the SFT policy it is 0.
         return Answers(sft_episodes, np.zeros(len(sft_episodes)), sft_plain), Answers(ppo_episodes, own - before, plain)
@@ -155,10 +154,10 @@ class _Comparison:
         sampler = Sampler(policy, self.sampling(), self.tokenizer.decode)
         return self.source.collect(sampler, self.starts, seed=self.config.seed, iteration=_ITERATION)
 
-    def _logprobs(self, policy: nn.Module, episodes: Sequence[Episode], temperature: float) -> NDArray[np.float64]:
+    def _logprobs(self, policy: nn.Module, episodes: Sequence[Episode], *temperatures: float) -> NDArray[np.float64]:
         assert self.config.ppo is not None
         budget = self.config.ppo.microbatch_tokens
-        return response_logprobs(policy, episodes, temperature=temperature, microbatch_tokens=budget)
+        return response_logprobs(policy, episodes, temperatures=temperatures, microbatch_tokens=budget)
 
 
 def _positions(folder: Path) -> int | None:

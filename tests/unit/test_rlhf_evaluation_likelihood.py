@@ -54,28 +54,28 @@ def by_hand(model, episode, temperature):
     )
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperatures", [(1.0,), (0.7, 1.0)])
 @pytest.mark.parametrize("microbatch_tokens", [1, 14, 10_000])
-def test_sums_equal_a_literal_loop(temperature, microbatch_tokens):
+def test_sums_equal_a_literal_loop(temperatures, microbatch_tokens):
     model = tiny_model()
-    got = response_logprobs(model, EPISODES, temperature=temperature, microbatch_tokens=microbatch_tokens)
+    got = response_logprobs(model, EPISODES, temperatures=temperatures, microbatch_tokens=microbatch_tokens)
     with torch.no_grad():
-        expected = [by_hand(model, e, temperature) for e in EPISODES]
+        expected = [[by_hand(model, e, temperature) for e in EPISODES] for temperature in temperatures]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_equal_weights_give_equal_numbers_to_the_last_bit():
-    one = response_logprobs(tiny_model(), EPISODES, temperature=1.0, microbatch_tokens=20)
-    other = response_logprobs(tiny_model(), EPISODES, temperature=1.0, microbatch_tokens=20)
+    one = response_logprobs(tiny_model(), EPISODES, temperatures=[1.0], microbatch_tokens=20)
+    other = response_logprobs(tiny_model(), EPISODES, temperatures=[1.0], microbatch_tokens=20)
     np.testing.assert_array_equal(one, other)
 
 
 def test_bfloat16_weights_keep_logits_in_float32():
     model = tiny_model(torch.bfloat16)
-    got = response_logprobs(model, EPISODES[:1], temperature=1.0, microbatch_tokens=1000)
+    got = response_logprobs(model, EPISODES[:1], temperatures=[1.0], microbatch_tokens=1000)
     with torch.no_grad():
         ids = torch.tensor([EPISODES[0].token_ids])
         hidden = model.model(input_ids=ids).last_hidden_state[0]
         logprobs = (hidden.float() @ model.lm_head.weight.float().T).double().log_softmax(-1)
     expected = sum(logprobs[t - 1, EPISODES[0].token_ids[t]].item() for t in range(3, 7))
-    assert got[0] == pytest.approx(expected, abs=1e-4)
+    assert got[0, 0] == pytest.approx(expected, abs=1e-4)
