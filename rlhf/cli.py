@@ -9,11 +9,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from reward_models.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf.config.load import LoadedConfig
 
 app = typer.Typer(
     name="rlhf",
@@ -34,18 +37,24 @@ Zero: TypeAlias = Annotated[int | None, typer.Option(min=0, max=3, help="DeepSpe
 Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-_PIPELINE_COMMANDS = {
-    "run": "Runs all stages of CONFIG, skipping what is finished.",
-    "sft": "Supervised fine-tuning alone.",
-    "reward": "The reward model alone.",
-    "ppo": "Policy optimisation alone.",
-    "evaluate": "The comparison of SFT and PPO policy alone.",
-}
+def _run(
+    stage: str | None, config: Path, overrides: list[str] | None, processes: int | None, zero: int | None, debug: bool
+) -> None:
+    """Runs one stage, or all of them."""
+    with _errors_explained(debug):
+        from rlhf.start import start
+
+        raise typer.Exit(start(_load(config, overrides, processes, zero), stage, sys.argv[1:]))
+
+
+def _load(config: Path, overrides: list[str] | None, processes: int | None, zero: int | None) -> "LoadedConfig":
+    from rlhf.config.load import load_config
+    from rlhf.start import distributed_overrides
+
+    return load_config(config, [*(overrides or ()), *distributed_overrides(processes, zero)])
 
 
 def _add_pipeline_command(name: str, help: str) -> None:
-    stage = None if name == "run" else name
-
     @app.command(name, help=help)
     def command(
         config: ConfigFile,
@@ -54,16 +63,35 @@ def _add_pipeline_command(name: str, help: str) -> None:
         zero: Zero = None,
         debug: Debug = False,
     ) -> None:
-        with _errors_explained(debug):
-            from rlhf.config.load import load_config
-            from rlhf.start import distributed_overrides, start
-
-            loaded = load_config(config, [*(overrides or ()), *distributed_overrides(processes, zero)])
-            raise typer.Exit(start(loaded, stage, sys.argv[1:]))
+        _run(None if name == "run" else name, config, overrides, processes, zero, debug)
 
 
-for _name, _help in _PIPELINE_COMMANDS.items():
-    _add_pipeline_command(_name, _help)
+_add_pipeline_command("run", "Runs all stages of CONFIG, skipping what is finished.")
+_add_pipeline_command("sft", "Supervised fine-tuning alone.")
+_add_pipeline_command("reward", "The reward model alone.")
+
+
+@app.command()
+def ppo(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Processes = None,
+    zero: Zero = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print how prompts become optimizer steps, and run nothing.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Policy optimisation alone."""
+    if not explain:
+        return _run("ppo", config, overrides, processes, zero, debug)
+    with _errors_explained(debug):
+        from rlhf.ppo.explain import print_explanation
+
+        print_explanation(_load(config, overrides, processes, zero).config)
+
+
+_add_pipeline_command("evaluate", "The comparison of SFT and PPO policy alone.")
 
 
 @app.command()

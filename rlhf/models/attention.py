@@ -112,7 +112,8 @@ def _is_plain(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, opti
 def prefer_fast_attention(model: Any) -> None:
     """Let a model on a CPU use this attention, if it would use torch's own otherwise."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not torch.cuda.is_available() and base.config._attn_implementation == "sdpa":
+    chosen = getattr(getattr(base, "config", None), "_attn_implementation", None)
+    if chosen == "sdpa" and not torch.cuda.is_available():
         base.set_attn_implementation(NAME)
 
 

@@ -2,4 +2,25 @@
 
 Reading order: `trainer` (the loop), `rollout` and `sampler` (where episodes come from), `batch` (how they are laid
 out), `token_rewards`, `advantages` and `losses` (the mathematics, one formula in one place).
+
+The trainer and its options are here under the names that TRL gives them; they are imported when they are asked for,
+because they are heavy and other modules of this package are not.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf.ppo.config import PPOConfig
+    from rlhf.ppo.trainer import PPOTrainer
+
+__all__ = ["PPOConfig", "PPOTrainer"]
+
+_HOMES = {"PPOConfig": "rlhf.ppo.config", "PPOTrainer": "rlhf.ppo.trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

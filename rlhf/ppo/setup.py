@@ -19,6 +19,7 @@ from rlhf.ppo.actor_critic import ActorCritic, SharedCritic
 from rlhf.ppo.advantages import ESTIMATORS
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.rollout import Lengths
+from rlhf.ppo.token_dataset import TokenDatasetSource
 
 
 def make_lengths(args: PPOConfig, model: Any) -> Lengths:
@@ -29,6 +30,15 @@ def make_lengths(args: PPOConfig, model: Any) -> Lengths:
         min_response_tokens=args.min_response_length,
         max_total_tokens=getattr(head.unwrapped(model).config, "max_position_embeddings", None),
     )
+
+
+def make_token_source(
+    args: PPOConfig, tokenizer: PreTrainedTokenizerBase, lengths: Lengths, dataset: Any, reward_model: Any
+) -> TokenDatasetSource:
+    """Play the prompts of a tokenised data set, scored by TRL's kind of reward."""
+    rewards, weights = reward_list(reward_model, args.reward_weights)
+    batch_size = args.local_rollout_forward_batch_size
+    return TokenDatasetSource(dataset, tokenizer, lengths, rewards, weights, args.stop_strings, batch_size)
 
 
 def make_policy(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:

@@ -1,8 +1,10 @@
 """Episodes from a tokenised data set, as TRL's PPOTrainer takes it: prompts are token ids, one response each.
 
-The score comes from a module that reads token ids (TRL's reward model), or from reward functions, which read text.
+The score comes from modules that read token ids (TRL's reward model), from reward functions, which read text, or from
+both.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +27,17 @@ Reward = nn.Module | Callable[..., Any]
 
 
 class TokenDatasetSource:
-    """Plays one response to each prompt of a data set with an `input_ids` column."""
+    """Plays one response to each prompt of a data set with an `input_ids` column.
+
+    Args:
+        dataset: The rows.
+        tokenizer: The policy's.
+        lengths: Limits of prompts and responses.
+        rewards: Modules and functions that score a response.
+        weights: One for each.
+        stop_strings: Text before which a response is cut.
+        batch_size: Conversations that a module reads at once.
+    """
 
     def __init__(
         self,
@@ -35,6 +47,7 @@ class TokenDatasetSource:
         rewards: Sequence[Reward],
         weights: Sequence[float],
         stop_strings: Sequence[str] = (),
+        batch_size: int = 64,
     ) -> None:
         self.prompts = [_without_padding(row, tokenizer.pad_token_id) for row in dataset]
         if not self.prompts:
@@ -45,13 +58,12 @@ class TokenDatasetSource:
         self.tokenizer = tokenizer
         self.lengths = lengths
         self.stop_strings = stop_strings
-        self.modules = [(r, w) for r, w in zip(rewards, weights, strict=True) if isinstance(r, nn.Module)]
-        functions = [
-            Component(name=getattr(r, "__name__", type(r).__name__), function=r, weight=w)
-            for r, w in zip(rewards, weights, strict=True)
-            if not isinstance(r, nn.Module)
+        self.token_rewards = {id(r): TokenReward(r, batch_size) for r in rewards if isinstance(r, nn.Module)}
+        components = [
+            Component(name=name, function=self.token_rewards.get(id(reward), reward), weight=weight)
+            for name, reward, weight in zip(_names(rewards), rewards, weights, strict=True)
         ]
-        self.functions = CombinedReward(functions) if functions else None
+        self.reward = CombinedReward(components) if components else None  # None: responses are only to be looked at
 
     @property
     def num_prompts(self) -> int:
@@ -73,8 +85,7 @@ class TokenDatasetSource:
             ]
         )
         episodes = [self._episode(*row) for row in zip(starts, prompts, sampled, strict=True)]
-        for episode, score in zip(episodes, self._score(episodes, prompts, sampled), strict=True):
-            episode.score = episode.rewards[-1] = float(score)
+        self._score(episodes, sampled)
         return episodes
 
     def _episode(self, start: Start, prompt: list[int], sampled: Sampled) -> Episode:
@@ -97,27 +108,45 @@ class TokenDatasetSource:
             sample_index=start.sample_index,
         )
 
-    def _score(
-        self, episodes: list[Episode], prompts: list[list[int]], sampled: list[Sampled]
-    ) -> np.ndarray[Any, np.dtype[np.float64]]:
-        total = np.zeros(len(episodes))
-        for module, weight in self.modules:
-            scores = score_tokens(module, [episode.token_ids for episode in episodes])
-            total += weight * scores
-            for episode, score in zip(episodes, scores, strict=True):
-                episode.components[type(module).__name__] = float(score)
-        if self.functions is not None:
-            scores_by_function = self.functions(
-                [episode.prompt for episode in episodes],
-                [episode.responses[0] for episode in episodes],
-                completion_ids=[result.token_ids for result in sampled],
-                **{name: [episode.columns[name] for episode in episodes] for name in self.columns[0]},
-            )
-            total += scores_by_function.total
-            for name, values in scores_by_function.components.items():
-                for episode, value in zip(episodes, values, strict=True):
-                    episode.components[name] = float(value)
-        return total
+    def _score(self, episodes: list[Episode], sampled: list[Sampled]) -> None:
+        if self.reward is None:
+            return
+        for token_reward in self.token_rewards.values():
+            token_reward.conversations = [episode.token_ids for episode in episodes]
+        scores = self.reward(
+            [episode.prompt for episode in episodes],
+            [episode.responses[0] for episode in episodes],
+            completion_ids=[result.token_ids for result in sampled],
+            **{name: [episode.columns[name] for episode in episodes] for name in self.columns[0]},
+        )
+        for row, episode in enumerate(episodes):
+            episode.score = episode.rewards[-1] = float(scores.total[row])
+            episode.components = {name: float(values[row]) for name, values in scores.components.items()}
+
+
+class TokenReward:
+    """A module that reads token ids, in the form of a reward function: it is told the conversations beforehand."""
+
+    def __init__(self, module: nn.Module, batch_size: int) -> None:
+        self.module = module
+        self.batch_size = batch_size
+        self.conversations: Sequence[Sequence[int]] = []
+
+    def __call__(self, *_: Any, **__: Any) -> list[float | None]:
+        """Score the conversations."""
+        parts = range(0, len(self.conversations), self.batch_size)
+        scores = [score_tokens(self.module, self.conversations[i : i + self.batch_size]) for i in parts]
+        return np.concatenate(scores).tolist()  # type: ignore[no-any-return]
+
+
+def _names(rewards: Sequence[Reward]) -> list[str]:
+    """Name each reward by its function or class; of several with one name, the later ones get a number."""
+    names, seen = [], Counter[str]()
+    for reward in rewards:
+        name = getattr(reward, "__name__", type(reward).__name__)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return names
 
 
 @torch.no_grad()

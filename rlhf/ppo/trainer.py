@@ -23,6 +23,7 @@ from rlhf.models.dropout import disable_dropout
 from rlhf.ppo import callback_support, checkpoint, setup
 from rlhf.ppo.actor_critic import ActorCritic, TokenOutputs
 from rlhf.ppo.advantages import ESTIMATORS
+from rlhf.ppo.arithmetic import of_arguments
 from rlhf.ppo.batch import Batch, Microbatch, collate
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.episode import Episode
@@ -31,7 +32,6 @@ from rlhf.ppo.rollout import EpisodeSource, Start, plan
 from rlhf.ppo.rollout_policy import RolloutPolicy
 from rlhf.ppo.sampler import Sampler, SamplingParameters
 from rlhf.ppo.scoring import estimate_advantages, evaluate_models, penalise_unfinished, whole_groups
-from rlhf.ppo.token_dataset import TokenDatasetSource
 from rlhf.ppo.update import UpdateParameters, UpdateStatistics, update
 from rlhf.trl_bridge import TrlPPOTrainer, prepare_deepspeed
 
@@ -98,6 +98,8 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         self.on_iteration = on_iteration
         self.sample_generations_freq = 1
         self.lengths = setup.make_lengths(args, model)
+        if source is None and (train_dataset is None or reward_model is None):
+            raise ValueError("train_dataset and reward_model are required, unless source is given")
         self.source: EpisodeSource = source or self._dataset_source(train_dataset)
         self.stop_token_ids = setup.stop_token_ids(args, processing_class)
         self._prepare_models(model, ref_model, value_model, peft_config, optimizers)
@@ -117,10 +119,11 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
             clock.append(time.perf_counter())
             statistics = self.update(batch, iteration) if batch is not None else None
             clock.append(time.perf_counter())
+            self.arithmetic.check(episodes, batch.lengths.tolist() if batch is not None else [], statistics)
             self.track(iteration, episodes, batch, statistics, np.diff(clock).tolist())
             if self.control.should_save:
                 self._save_checkpoint(self.model, trial=None)
-            if self.eval_dataset is not None and iteration % self.sample_generations_freq == 0:
+            if self.args.num_sample_generations > 0 and iteration % self.sample_generations_freq == 0:
                 self.generate_completions()
             if self.control.should_training_stop:
                 break
@@ -220,10 +223,12 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
 
     def generate_completions(self, sampling: bool = False) -> None:
         """Print responses to the prompts of `eval_dataset`, a batch of them, nearly greedily."""
+        if self.eval_dataset is None:
+            return
         rows = self.eval_dataset.select(range(min(len(self.eval_dataset), self.args.per_device_eval_batch_size)))
-        source = TokenDatasetSource(rows, self.processing_class, self.lengths, *setup.reward_list(self.reward_model))
         starts = [Start(index, sample_index=0, seed=0) for index in range(len(rows))]
-        episodes = source.collect(self._sampler(temperature=0.01), starts, seed=self.args.seed, iteration=0)
+        sampler = self._sampler(temperature=0.01)
+        episodes = self._dataset_source(rows).collect(sampler, starts, seed=self.args.seed, iteration=0)
         if self.accelerator.is_main_process:
             print_episodes(episodes)
 
@@ -232,12 +237,7 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _dataset_source(self, dataset: Any) -> EpisodeSource:
-        if dataset is None or self.reward_model is None:
-            raise ValueError("train_dataset and reward_model are required, unless source is given")
-        rewards, weights = setup.reward_list(self.reward_model, self.args.reward_weights)
-        return TokenDatasetSource(
-            dataset, self.processing_class, self.lengths, rewards, weights, self.args.stop_strings
-        )
+        return setup.make_token_source(self.args, self.processing_class, self.lengths, dataset, self.reward_model)
 
     def _prepare_models(
         self, model: nn.Module, ref_model: Any, value_model: Any, peft_config: Any, optimizers: tuple[Any, Any]
@@ -249,6 +249,7 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         self.value_model = self.actor_critic.value_model
         self.accelerator = Accelerator(deepspeed_plugin=getattr(args, "deepspeed_plugin", None))
         setup.set_batch_sizes(args, self.source.num_prompts, self.accelerator.num_processes)
+        self.arithmetic = of_arguments(args, self.source.num_prompts)
         optimizer = optimizers[0] or setup.make_optimizer(args, self.actor_critic)
         self.lr_scheduler = optimizers[1] or setup.make_scheduler(args, optimizer, args.num_total_batches)
         self.model, self.optimizer = self.accelerator.prepare(self.actor_critic, optimizer)

@@ -45,6 +45,7 @@ class UpdateStatistics:
 
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMMED, 0.0))
     tokens: int = 0
+    microbatches: int = 0  # of this process
     steps: int = 0
     skipped_steps: int = 0
     gradient_norms: list[float] = field(default_factory=list)
@@ -132,6 +133,7 @@ def update(
             if microbatch.counts:
                 _add(statistics, sums)
         statistics.tokens += tokens
+        statistics.microbatches += len(parts)
         _step(model, optimizer, accelerator, parameters.max_gradient_norm, statistics)
     _sum_over_processes(statistics, accelerator)
     return statistics

@@ -88,6 +88,40 @@ def test_reward_functions_see_the_rows_other_columns():
     assert [episode.score for episode in collect(rows, [tagged])] == [0.0, 10.0, 20.0]
 
 
+def test_rewards_of_one_name_are_kept_apart():
+    raw = collect(ROWS, [reward_model(), lambda completions, **_: [1.0] * 3, lambda completions, **_: [2.0] * 3])[0]
+    assert list(raw.components) == ["LlamaForSequenceClassification", "<lambda>", "<lambda>_2"]
+    assert [raw.components[name] for name in ("<lambda>", "<lambda>_2")] == [1.0, 2.0]
+    assert raw.score == pytest.approx(sum(raw.components.values()), abs=1e-9)
+
+
+def test_where_a_function_does_not_apply_the_module_counts_alone():
+    def odd(prompts, completions, **_):
+        return [None if number % 2 else 1.0 for number in range(len(completions))]
+
+    scores = [episode.score for episode in collect(ROWS, [reward_model(), odd])]
+    alone = [episode.score for episode in collect(ROWS, [reward_model()])]
+    assert scores == pytest.approx([alone[0] + 1, alone[1], alone[2] + 1], abs=1e-6)
+
+
+def test_a_function_of_weight_zero_is_only_logged():
+    episodes = collect(ROWS, [reward_model(), count], [1.0, 0.0])
+    assert all(episode.components["count"] == episode.response_length > 0 for episode in episodes)
+    assert all(episode.score == episode.components["LlamaForSequenceClassification"] for episode in episodes)
+
+
+def test_a_module_reads_no_more_conversations_at_once_than_it_may():
+    sizes, model = [], reward_model()
+    model.model.register_forward_hook(lambda *arguments: sizes.append(len(arguments[2].last_hidden_state)))
+    source = TokenDatasetSource(
+        prompts(ROWS), letters_tokenizer(), Lengths(99, 6), [model], [1.0], batch_size=2
+    )  # fmt: skip
+    starts = [Start(n % 3, n // 3, 0) for n in range(5)]
+    episodes = source.collect(Sampler(tiny().eval(), SamplingParameters((1,))), starts, seed=0, iteration=0)
+    assert sizes == [2, 2, 1]
+    assert [e.score for e in episodes] == pytest.approx(score_tokens(model, [e.token_ids for e in episodes]), abs=1e-5)
+
+
 def test_a_prompt_that_is_too_long_is_refused():
     with pytest.raises(DataError, match=r"prompt 1 has 5 tokens.*4"):
         collect(ROWS, [count], lengths=Lengths(max_prompt_tokens=4, max_response_tokens=6))

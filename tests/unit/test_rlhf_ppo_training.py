@@ -128,7 +128,10 @@ def test_oracle_18_a_truncated_task_is_worth_what_it_would_go_on_to_earn(tmp_pat
     torch.nn.init.zeros_(critic.score.weight)
     trainer = make_trainer(
         tmp_path, PrefixPolicy([], V), value_model=critic, total_episodes=4 * 200,
-        episodes=[episode([2], [3, 3, 3, 3], rewards=[1.0] * 4, stop_reason="length", truncated=True)] * 4,
+        episodes=[
+            episode([2], [3, 3, 3, 3], rewards=[1.0] * 4, stop_reason="length", truncated=True, index=n)
+            for n in range(4)
+        ],
         gamma=0.9, kl_coef=0.0, bootstrap_truncated=bootstrap, cliprange_value=1e9, vf_coef=1.0,
         critic_learning_rate=0.3, max_grad_norm=0.0, num_ppo_epochs=1, lr_scheduler_type="constant",
     )  # fmt: skip
