@@ -1,6 +1,8 @@
 # make quickstart   the whole way on a real model: SFT, reward model, PPO, before and after
 # make study        the same for three seeds, with a judge that no policy was trained on (about half an hour)
 # make test         all tests
+# make mutants      small faults in the PPO engine, one at a time, each of which the fast tests must notice
+# make bench        speed and memory against TRL's own PPO trainer (about an hour)
 # make lint         ruff and mypy
 #
 # Each makes .venv if it is not there, installs what is pinned in constraints.txt, and does only what is not done yet.
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: quickstart study test lint
+.PHONY: quickstart study test mutants bench lint
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/rlhf run configs/quickstart.yaml
@@ -23,6 +25,12 @@ study: $(VENV)/.quickstart
 # One thread each: the workers share the processor, and torch would start a thread per core in every one of them.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+mutants: $(VENV)/.test
+	$(BIN)/python -m tests.mutants
+
+bench: $(VENV)/.quickstart
+	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -51,6 +51,9 @@ VALUE_GRID = [
     (0.5, 0.0, -1.0, 1.125, 1.5, False),
     (2.0, 0.0, 1.0, 0.5, 1.0, False),  # past the return
     (1.5, 0.0, 1.0, 0.32, 0.0, True),
+    (1.5, 1.0, 2.0, 0.32, 0.0, True),  # as above, around another old value: the range is around it, not around 0
+    (0.5, 1.0, 2.0, 1.125, -1.5, False),
+    (1.1, 1.0, 2.0, 0.405, -0.9, False),
 ]
 
 

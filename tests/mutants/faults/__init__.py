@@ -1,0 +1,12 @@
+"""Every fault: in the mathematics, in episodes, in sampling, in the trainer's parts and in its loop."""
+
+from ..fault import Fault
+from . import episodes, learning, mathematics, sampling, updates
+
+FAULTS: tuple[Fault, ...] = (
+    *mathematics.FAULTS,
+    *episodes.FAULTS,
+    *sampling.FAULTS,
+    *learning.FAULTS,
+    *updates.FAULTS,
+)

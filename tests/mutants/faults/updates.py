@@ -1,0 +1,224 @@
+"""Faults in the loop: log-probabilities, actor and critic, the update, the decoder's weights, the trainer."""
+
+from ..fault import Fault
+
+_LITERAL = ("update::test_the_gradient_is_the_literal_mean_over_the_minibatchs_tokens",)
+_PLAIN_LAYER = ("logprobs::test_values_and_gradients_are_the_plain_ones",)
+_PLAIN = ("agreement::test_oracle_10_logprobs_are_those_of_the_plain_model",)
+_PROCESSES = ("processes",)
+_SAMPLER = ("sampler::test_responses_are_those_of_the_literal_loop",)
+_MERGED = ("rollout_policy::test_the_merged_copy_answers_as_the_adapted_policy",)
+
+FAULTS = (
+    Fault(
+        "logits-without-temperature", "logprobs.py",
+        "return logits.div_(temperature) if temperature != 1 else logits", "return logits",
+        "the ratio is that of another policy than the one that sampled", _PLAIN_LAYER,
+    ),
+    Fault(
+        "gradient-without-temperature", "logprobs.py",
+        "(logprob_grad / ctx.temperature)", "logprob_grad",
+        "the gradient is off by the temperature", _PLAIN_LAYER,
+    ),
+    Fault(
+        "module-without-temperature", "logprobs.py",
+        "logprobs_and_entropy(logits / temperature, targets)", "logprobs_and_entropy(logits, targets)",
+        "adapters on the output layer switch the temperature off",
+        ("logprobs::test_adapters_on_the_output_layer_are_called_as_a_module",),
+    ),
+    Fault(
+        "entropy-of-unnormalised-logits", "logprobs.py",
+        "return chosen - normaliser, normaliser - weighted.sum(-1)", "return chosen - normaliser, -weighted.sum(-1)",
+        "the entropy depends on a constant that is added to all logits",
+        ("logprobs::test_a_banned_token_costs_no_entropy",),
+    ),
+    Fault(
+        "weight-gradient-of-the-last-chunk", "logprobs.py",
+        "weight_grad += grad.T", "weight_grad = grad.T",
+        "one chunk of tokens trains the output layer", _PLAIN_LAYER,
+    ),
+    Fault(
+        "probabilities-of-the-wrong-token", "logprobs.py",
+        "logits.gather(-1, targets[part, None])", "logits.gather(-1, targets[: len(logits), None])",
+        "later chunks are read at the first chunk's tokens", _PLAIN_LAYER,
+    ),
+    Fault(
+        "value-behind-the-token", "actor_critic.py",
+        "torch.cat([microbatch.predictors, microbatch.last])",
+        "torch.cat([microbatch.predictors + 1, microbatch.last])",
+        "the baseline has seen the action", _PLAIN,
+    ),
+    Fault(
+        "critic-on-the-policys-trunk", "actor_critic.py",
+        "hidden = self._run(self.value_model, microbatch.input_ids)",
+        "hidden = self._run(self.policy, microbatch.input_ids)",
+        "a separate critic's trunk is not used", _PLAIN,
+    ),
+    Fault(
+        "shared-trunk-detached", "actor_critic.py",
+        "values = score(read.to(", "values = score(read.detach().to(",
+        "the value loss does not reach the trunk", _LITERAL,
+    ),
+    Fault(
+        "reference-keeps-its-adapters", "actor_critic.py",
+        "self.policy.disable_adapter() if reference else nullcontext()", "nullcontext()",
+        "the reference moves with the policy: the KL is 0",
+        ("scoring::test_the_reference_of_adapters_is_the_policy_without_them",),
+    ),
+    Fault(
+        "mean-of-means", "update.py",
+        "accelerator.backward(loss * (scale if microbatch.counts else 0.0))",
+        "accelerator.backward(\n"
+        "                    loss / (len(microbatch.targets) * len(parts)) * (1.0 if microbatch.counts else 0.0)\n"
+        "                )",
+        "a token in a short microbatch weighs more",
+        ("update::test_oracle_12_microbatches_do_not_change_the_gradient",),
+    ),
+    Fault(
+        "loss-over-episodes", "update.py",
+        "scale = accelerator.num_processes / tokens", "scale = accelerator.num_processes / len(rows)",
+        "the step grows with the length of the responses", _LITERAL,
+    ),
+    Fault(
+        "averaged-over-processes-twice", "update.py",
+        "scale = accelerator.num_processes / tokens", "scale = 1 / tokens",
+        "the step shrinks with the number of processes", _PROCESSES,
+    ),
+    Fault(
+        "tokens-of-one-process", "update.py",
+        "tokens = int(batch.mask[rows].sum())", "tokens = sum(len(part.targets) for part in parts)",
+        "each process divides by its own tokens", _PROCESSES,
+    ),
+    Fault(
+        "gradient-kept", "update.py",
+        "    optimizer.zero_grad(set_to_none=True)\n", "",
+        "each minibatch adds to the gradient of those before", _LITERAL,
+    ),
+    Fault(
+        "gradient-unclipped", "update.py",
+        "limit if limit is not None else math.inf", "math.inf",
+        "max_grad_norm does nothing", ("update::test_oracle_26_the_gradient_norm_is_clipped",),
+    ),
+    Fault(
+        "infinite-gradient-applied", "update.py",
+        "if math.isfinite(norm):", "if not math.isnan(norm):",
+        "one infinite gradient makes every weight NaN", ("update_oracles",),
+    ),
+    Fault(
+        "same-permutation-every-epoch", "update.py",
+        "order = torch.randperm(size, generator=generator)",
+        "order = torch.randperm(size, generator=generator.manual_seed(seed))",
+        "minibatches are the same in every epoch", ("update::test_oracle_15_each_sample_once_an_epoch_in_a_new_order",),
+    ),
+    Fault(
+        "rows-that-do-not-divide-dropped", "update.py",
+        "order.tensor_split(minibatches)",
+        "order[: max(size // minibatches, 1) * minibatches].tensor_split(minibatches)",
+        "some episodes are never learnt", ("update::test_oracle_15_each_sample_once_an_epoch_in_a_new_order",),
+    ),
+    Fault(
+        "entropy-punished", "update.py",
+        "policy_losses.sum() - parameters.entropy_coefficient", "policy_losses.sum() + parameters.entropy_coefficient",
+        "the bonus is a penalty", _LITERAL,
+    ),
+    Fault(
+        "ratio-detached", "update.py",
+        "importance_ratio(outputs.logprobs, old_logprobs)", "importance_ratio(outputs.logprobs.detach(), old_logprobs)",
+        "the policy does not learn", _LITERAL,
+    ),
+    Fault(
+        "ratio-to-the-reference", "update.py",
+        "batch.logprobs[microbatch.rows][mask]", "batch.ref_logprobs[microbatch.rows][mask]",
+        "the ratio is to the reference, not to the policy that sampled", _LITERAL,
+    ),
+    Fault(
+        "value-coefficient-forgotten", "update.py",
+        "parameters.value_coefficient * value_losses.sum()", "value_losses.sum()",
+        "vf_coef does nothing", _LITERAL,
+    ),
+    Fault(
+        "value-clipped-at-the-policys-range", "update.py",
+        "old_values, returns, parameters.value_clip_range", "old_values, returns, parameters.clip_range",
+        "cliprange_value does nothing", ("update_oracles",),
+    ),
+    Fault(
+        "update-without-temperature", "update.py",
+        "model(microbatch, parameters.temperature,", "model(microbatch, 1.0,",
+        "new log-probabilities are at another temperature than old ones", _LITERAL,
+    ),
+    Fault(
+        "adapter-not-merged", "rollout_policy.py",
+        ".weight.float() + delta)", ".weight.float())",
+        "responses are sampled from the reference", _MERGED,
+    ),
+    Fault(
+        "decoder-never-refreshed", "rollout_policy.py",
+        "        fresh = self._copy is None\n",
+        "        if self._copy is not None:\n            return self._copy\n"
+        "        fresh = True\n",
+        "all responses are of the policy of the first iteration", _MERGED,
+    ),
+    Fault(
+        "sampled-without-temperature", "sampler.py",
+        "logits = logits / self.parameters.temperature", "logits = logits / 1.0",
+        "the temperature is in the update alone", _SAMPLER,
+    ),
+    Fault(
+        "noise-of-the-first-token", "sampler.py",
+        "self.noise[i][n] for", "self.noise[i][0] for",
+        "one number decides on every token of a response", _SAMPLER,
+    ),
+    Fault(
+        "stop-banned-too-long", "sampler.py",
+        "n < self.requests[i].min_tokens", "n <= self.requests[i].min_tokens",
+        "the shortest response is one token longer than configured", _SAMPLER,
+    ),
+    Fault(
+        "limit-one-early", "sampler.py",
+        "len(result.token_ids) >= self.requests[request].max_tokens",
+        "len(result.token_ids) + 1 >= self.requests[request].max_tokens",
+        "the longest response is one token shorter than configured", _SAMPLER,
+    ),
+    Fault(
+        "prompt-read-at-padding", "sampler.py",
+        "[torch.arange(len(admitted)), lengths - 1]", "[:, -1]",
+        "short prompts are answered from their padding", _SAMPLER,
+    ),
+    Fault(
+        "positions-one-late", "sampler.py",
+        "positions = self.cache.lengths[:active, None].clone()", "positions = self.cache.lengths[:active, None] + 1",
+        "sampled tokens stand one position behind where they are trained", _SAMPLER,
+    ),
+    Fault(
+        "moved-row-says-anothers-token", "sampler.py",
+        "            self.last_token[row] = self.last_token[last]\n", "",
+        "a row that moves goes on from another row's token", _SAMPLER,
+    ),
+    Fault(
+        "top-p-drops-the-token-that-reaches-it", "sampler.py",
+        "ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)", "ordered.softmax(-1).cumsum(-1)",
+        "the kept mass is below p", ("sampler::test_top_p_keeps_the_fewest_tokens_that_reach_the_mass",),
+    ),
+    Fault(
+        "whitened-per-process", "trainer.py",
+        "return [episode for _, episode in sorted(gathered, key=lambda pair: pair[0])]", "return own",
+        "each process whitens its own share, and no two have the same batch", _PROCESSES,
+    ),
+    Fault(
+        "every-iteration-in-the-same-order", "trainer.py",
+        "np.random.SeedSequence((args.seed, iteration))", "np.random.SeedSequence(args.seed)",
+        "minibatches are the same in every iteration",
+        ("update::test_oracle_15_the_permutation_differs_between_iterations",),
+    ),
+    Fault(
+        "coefficient-adapted-to-a-step", "trainer.py",
+        'self.kl_controller.update(metrics["kl"], len(batch))', 'self.kl_controller.update(metrics["kl"], 1)',
+        "the coefficient reacts as if an iteration were one episode",
+        ("trainer::test_metrics_are_those_of_the_episodes",),
+    ),
+    Fault(
+        "schedule-stands-still", "trainer.py",
+        "            self.lr_scheduler.step()\n", "            pass\n",
+        "the learning rate stays", ("trainer::test_oracle_25_the_learning_rate_falls_to_exactly_0",),
+    ),
+)  # fmt: skip
