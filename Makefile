@@ -19,8 +19,9 @@ WORKERS ?= 2
 quickstart: $(VENV)/.quickstart
 	$(BIN)/rlhf run configs/quickstart.yaml
 
+# Reward model and judge see half of the pairs each: two epochs are as many steps as the quickstart's one.
 study: $(VENV)/.quickstart
-	$(BIN)/rlhf study configs/quickstart.yaml --seeds 0,1,2
+	$(BIN)/rlhf study configs/quickstart.yaml --seeds 0,1,2 reward.epochs=2
 
 # One thread each: the workers share the processor, and torch would start a thread per core in every one of them.
 test: $(VENV)/.test
