@@ -1,5 +1,5 @@
 # make quickstart   the whole way on a real model: SFT, reward model, PPO, before and after
-# make study        the same for three seeds, with a judge that no policy was trained on (about half an hour)
+# make study        the same for three seeds, with a judge that no policy was trained on (about 40 minutes)
 # make test         all tests
 # make mutants      small faults in the PPO engine, one at a time, each of which the fast tests must notice
 # make bench        speed and memory against TRL's own PPO trainer (about an hour)
