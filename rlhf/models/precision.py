@@ -12,7 +12,7 @@ from rlhf.models.attention import prefer_fast_attention
 
 
 def prepare_for_training(model: Any, config: ModelConfig, *, sharded: bool) -> None:
-    """Make training in the configured precision fast.
+    """Make training in the configured precision fast; a float32 model is left as it is.
 
     Frozen matrices under adapters need no float32 master: they are stored in bfloat16, which spares autocast a cast in
     every pass. Their rounding is that of autocast. Embeddings and the output layer stay float32.
@@ -22,8 +22,10 @@ def prepare_for_training(model: Any, config: ModelConfig, *, sharded: bool) -> N
         config: Whose `dtype` and `lora` rule.
         sharded: Whether DeepSpeed will shard the model; it wants all weights in one precision.
     """
+    if config.dtype != "bfloat16":
+        return
     prefer_fast_attention(model)
-    if config.dtype != "bfloat16" or config.lora is None or sharded:
+    if config.lora is None or sharded:
         return
     apart = {id(layer.weight) for layer in (model.get_input_embeddings(), _output_layer(model)) if layer is not None}
     for parameter in model.parameters():

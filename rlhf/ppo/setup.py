@@ -59,6 +59,7 @@ def make_reference(policy: nn.Module, ref_model: nn.Module | None) -> nn.Module 
         if isinstance(policy, PeftModel):
             return None
         ref_model = copy.deepcopy(policy)
+    prefer_fast_attention(ref_model)  # as the policy's, so that the first KL is exactly 0
     return ref_model.requires_grad_(False).eval()
 
 
