@@ -35,7 +35,7 @@ class Fault:
     @property
     def first_tests(self) -> list[str]:
         """What pytest is given first."""
-        return [test_id(test) for test in self.first]
+        return [node_id(test) for test in self.first]
 
     def mutated(self, source: str) -> str:
         """Return the file's text with the fault in it.
@@ -66,7 +66,7 @@ class Fault:
         return lambda: path.write_text(source, encoding="utf-8")
 
 
-def test_id(short: str) -> str:
+def node_id(short: str) -> str:
     """Return pytest's name of a test of the engine: "kl::test_x" is tests/unit/test_rlhf_ppo_kl.py::test_x."""
     module, _, function = short.partition("::")
     path = FAST_TESTS.replace("*", module)
