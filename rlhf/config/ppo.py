@@ -109,6 +109,11 @@ class PPOSectionConfig(Section):
     epochs: int = Field(4, gt=0, description="Passes over each rollout.")
     minibatches: int = Field(4, gt=0, description="Optimizer steps in one pass.")
     microbatch_tokens: int = Field(4096, gt=0, description="Tokens in one forward and backward pass, per process.")
+    compile_kernels: bool = Field(
+        False,
+        description="On a CPU, compile what stands between the matrix products: updates take about a fifth less time, "
+        "the first one about a minute more. Needs a C++ compiler.",
+    )
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
     scheduler: Literal["linear", "constant"] = Field("linear", description="Linear falls to exactly 0.")
     warmup_iterations: int = Field(0, ge=0, description="Iterations in which the rate rises from 0.")

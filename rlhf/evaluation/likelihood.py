@@ -39,10 +39,10 @@ def response_logprobs(
     batch = collate(episodes, torch.float32, next(policy.parameters()).device)
     sums = np.zeros((len(temperatures), len(episodes)))
     for microbatch in microbatches(batch, range(len(episodes)), microbatch_tokens):
-        hidden = head.hidden_states(policy, microbatch.input_ids).flatten(0, 1)[microbatch.predictors]  # (n, d)
-        tokens = batch.mask[microbatch.rows].sum(1).tolist()  # (b,) the n tokens lie row behind row
+        hidden = head.hidden_states(policy, microbatch.tokens)[microbatch.predictors]  # (t, d)
+        tokens = batch.mask[microbatch.rows].sum(1).tolist()  # (b,) the t tokens lie row behind row
         for number, temperature in enumerate(temperatures):
-            logprobs, _ = token_logprobs(policy, hidden, microbatch.targets, temperature)  # (n,)
+            logprobs, _ = token_logprobs(policy, hidden, microbatch.targets, temperature)  # (t,)
             parts = torch.split(logprobs.double(), tokens)
             sums[number, microbatch.rows.cpu().numpy()] = [part.sum().item() for part in parts]
     return sums

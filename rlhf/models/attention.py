@@ -22,34 +22,49 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rlhf.models import kernels
+from rlhf.models.packed import PackedRows
+
 NAME = "sdpa_short_rows"
 LONGEST = {torch.float32: 160, torch.bfloat16: 512}  # tokens up to which matrix products win
 
 
 class _MatrixAttention(torch.autograd.Function):
-    """softmax(q k' / sqrt(d) + mask) v, its scores in float32, its other products in `dtype`.
+    """softmax(q k' / sqrt(d) + mask) v, its scores in float32 at least, its other products in `dtype`.
 
-    q is (n, m, d), k and v are (n, l, d), the mask is added to (n, m, l); heads that share keys share a batch entry.
+    q is (B, H, T, d), k and v are (B, K, T, d); heads that share keys share an entry of the products' batch.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-        scores = torch.baddbmm(mask, q.float(), k.float().transpose(1, 2), alpha=scale)
-        weights = scores.softmax(-1).to(dtype)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        (rows, heads, length, size), shared = q.shape, q.shape[1] // k.shape[1]
+        wide = torch.promote_types(dtype, torch.float32)
+        q, k, v = q.reshape(-1, shared * length, size), k.reshape(-1, length, size), v.reshape(-1, length, size)
+        ctx.scale = size**-0.5
+        scores = torch.bmm(q.to(wide) * ctx.scale, k.to(wide).transpose(1, 2)).view(rows, -1, shared, length, length)
+        if mask is None:
+            weights = kernels.causal_softmax(scores, dtype)
+        else:
+            weights = scores.add_(mask[:, :, None]).softmax(-1).to(dtype)
+        q, k, v, weights = q.to(dtype), k.to(dtype), v.to(dtype), weights.view(-1, shared * length, length)
         ctx.save_for_backward(q, k, v, weights)
-        ctx.scale = scale
-        return torch.bmm(weights, v)
+        return torch.bmm(weights, v).view(rows, heads, length, size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights = ctx.saved_tensors
-        grad = grad.to(weights.dtype)
+        (rows, heads, length, size), kept = grad.shape, k.shape[0] // grad.shape[0]
+        grad = grad.to(weights.dtype).reshape(q.shape)
         v_grad = torch.bmm(weights.transpose(1, 2), grad)
-        weights_grad = torch.bmm(grad, v.transpose(1, 2))
-        # d softmax: w * (g - sum(w * g))
-        scores_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype).mul_(ctx.scale)
-        return torch.bmm(scores_grad, k), torch.bmm(scores_grad.transpose(1, 2), q), v_grad, None, None, None
+        scores_grad = kernels.softmax_backward(torch.bmm(grad, v.transpose(1, 2)), weights, ctx.scale)
+        q_grad, k_grad = torch.bmm(scores_grad, k), torch.bmm(scores_grad.transpose(1, 2), q)
+        return (
+            q_grad.view(rows, heads, length, size),
+            k_grad.view(rows, kept, length, size),
+            v_grad.view(rows, kept, length, size),
+            None,
+            None,
+        )
 
 
 def matrix_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -63,24 +78,48 @@ def matrix_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         dtype: Of the products behind the scores.
 
     Returns:
-        (B, T, H, d).
+        (B, H, T, d).
     """
-    rows, heads, length, size = query.shape
-    shared = heads // key.shape[1]
-    if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril_()[None, None]
-    if mask.dtype == torch.bool:
+    if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
-    mask = mask[:, :, None].float().expand(mask.shape[0], key.shape[1] if mask.shape[0] > 1 else 1, shared, -1, -1)
-    output = _MatrixAttention.apply(  # type: ignore[no-untyped-call]
-        query.reshape(-1, shared * length, size),
-        key.reshape(-1, length, size),
-        value.reshape(-1, length, size),
-        mask.reshape(-1, shared * length, length),
-        1 / math.sqrt(size),
-        dtype,
-    )
-    return output.view(rows, heads, length, size).transpose(1, 2).contiguous()  # type: ignore[no-any-return]
+    output: Tensor = _MatrixAttention.apply(query, key, value, mask, dtype)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _MergeHeads(torch.autograd.Function):
+    """(b, H, l, d) of padded rows to packed (n, H * d); padding gets gradient 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: PackedRows) -> Tensor:
+        ctx.rows, ctx.size = rows, x.shape[-1]
+        return kernels.merge_heads(x, rows.slots)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        rows, heads = ctx.rows, grad.reshape(len(grad), -1, ctx.size)
+        return kernels.split_heads_or_zero(heads, rows.sources, rows.real, rows.width), None
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, dtype: torch.dtype) -> Tensor:
+    """Causal attention within each of several rows.
+
+    Args:
+        query: (b, H, l, d), padded on the right, as are key and value.
+        key: (b, K, l, d), where K divides H.
+        value: (b, K, l, d).
+        rows: How the result is packed.
+        dtype: Of the products behind the scores.
+
+    Returns:
+        (n, H * d), in `dtype`.
+    """
+    if rows.width <= LONGEST.get(dtype, 0):
+        output = matrix_attention(query, key, value, None, dtype)
+    else:
+        value = value.to(query.dtype)
+        output = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    merged: Tensor = _MergeHeads.apply(output.to(dtype), rows)  # type: ignore[no-untyped-call]
+    return merged
 
 
 def _attention(
@@ -91,7 +130,8 @@ def _attention(
     dtype = torch.bfloat16 if lowered else query.dtype
     with torch.autocast(query.device.type, enabled=False):
         if 1 < query.shape[2] <= LONGEST.get(dtype, 0) and _is_plain(module, query, key, attention_mask, options):
-            return matrix_attention(query, key, value, attention_mask, dtype), None
+            output = matrix_attention(query, key, value, attention_mask, dtype)
+            return output.transpose(1, 2).contiguous(), None
         if lowered:
             query, key, value = query.float(), key.float(), value.float()
         if attention_mask is not None and attention_mask.is_floating_point():

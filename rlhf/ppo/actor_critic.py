@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlhf.models.packed import PackedRows
 from rlhf.ppo import head
 from rlhf.ppo.batch import Microbatch
 from rlhf.ppo.logprobs import token_logprobs
@@ -65,7 +66,7 @@ class ActorCritic(nn.Module):
         """
         adapters_off = self.policy.disable_adapter() if reference else nullcontext()  # type: ignore[operator]
         with adapters_off:
-            hidden = self._run(self.policy, microbatch.input_ids)  # (b * l, d)
+            hidden = self._run(self.policy, microbatch.tokens)  # (n, d)
             logprobs, entropies = token_logprobs(
                 self.policy,
                 hidden[microbatch.predictors],
@@ -79,12 +80,12 @@ class ActorCritic(nn.Module):
                 logprobs, entropies, torch.zeros_like(logprobs), logprobs.new_zeros(len(microbatch.rows))
             )
         if not isinstance(self.value_model, SharedCritic):
-            hidden = self._run(self.value_model, microbatch.input_ids)
+            hidden = self._run(self.value_model, microbatch.tokens)
         read = hidden[torch.cat([microbatch.predictors, microbatch.last])]
         score: nn.Linear = self.value_model.score  # type: ignore[assignment]
         values = score(read.to(score.weight.dtype)).squeeze(-1).to(logprobs.dtype)
         return TokenOutputs(logprobs, entropies, *values.split([len(microbatch.predictors), len(microbatch.rows)]))
 
-    def _run(self, model: nn.Module, input_ids: Tensor) -> Tensor:
-        with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return head.hidden_states(model, input_ids).flatten(0, 1)
+    def _run(self, model: nn.Module, rows: PackedRows) -> Tensor:
+        with torch.autocast(rows.input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return head.hidden_states(model, rows)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf.models.packed import PackedRows
 from rlhf.ppo.episode import Episode
 
 
@@ -42,13 +43,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """The rows of one forward and backward pass, and the flat positions of their n response tokens."""
+    """The rows of one forward and backward pass, and where their t response tokens stand among their n tokens."""
 
     rows: Tensor  # (b,) rows of the batch
-    input_ids: Tensor  # (b, l) cut to the longest of these rows
-    predictors: Tensor  # (n,) flat index into (b * l): the position whose hidden state predicts each response token
-    last: Tensor  # (b,) flat index of each row's last token
-    targets: Tensor  # (n,) the response tokens
+    tokens: PackedRows  # the n tokens of these rows, end to end
+    predictors: Tensor  # (t,) the token whose hidden state predicts each response token
+    last: Tensor  # (b,) each row's last token
+    targets: Tensor  # (t,) the response tokens
     counts: bool  # False for a filler that only keeps processes in step: its loss is multiplied by 0
 
 
@@ -126,16 +127,13 @@ def microbatches(batch: Batch, rows: Sequence[int], budget: int, rank: int = 0, 
 
 def _microbatch(batch: Batch, part: list[int], counts: bool) -> Microbatch:
     rows = torch.tensor(part, device=batch.input_ids.device)
-    width = int(batch.lengths[rows].max())
-    mask, positions = batch.mask[rows], batch.positions[rows]
-    first = torch.arange(len(rows), device=rows.device) * width  # flat index of each row's first token
-    input_ids = batch.input_ids[rows, :width]
-    chosen = (first[:, None] + positions)[mask]
+    tokens = PackedRows.from_padded(batch.input_ids[rows], batch.lengths[rows])
+    chosen = (tokens.starts[:, None] + batch.positions[rows])[batch.mask[rows]]
     return Microbatch(
         rows=rows,
-        input_ids=input_ids,
+        tokens=tokens,
         predictors=chosen - 1,  # the state before a token predicts it
-        last=first + batch.lengths[rows] - 1,
-        targets=input_ids.flatten()[chosen],
+        last=tokens.starts + tokens.lengths - 1,
+        targets=tokens.input_ids[chosen],
         counts=counts,
     )

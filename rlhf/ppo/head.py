@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf.models import fast_trunk
+from rlhf.models.packed import PackedRows
+
 
 def unwrapped(policy: Any) -> Any:
     """Return the transformers model inside a peft wrapper; adapters stay active, they live in its layers."""
@@ -20,20 +23,22 @@ def trunk(policy: nn.Module) -> Any:
     return getattr(model, model.base_model_prefix)
 
 
-def hidden_states(policy: nn.Module, input_ids: Tensor) -> Tensor:
-    """Run the trunk over right-padded rows.
+def hidden_states(policy: nn.Module, rows: PackedRows) -> Tensor:
+    """Run the trunk over rows: block by block where `fast_trunk` knows it, else as a module on padded rows.
 
     No attention mask is needed: attention is causal, so what a real token sees never includes padding behind it.
 
     Args:
         policy: A causal language model.
-        input_ids: (B, L), padded on the right with any valid id.
+        rows: n tokens of any number of rows.
 
     Returns:
-        (B, L, d) hidden states; those of padding mean nothing.
+        (n, d) hidden states.
     """
-    output: Tensor = trunk(policy)(input_ids=input_ids, use_cache=False).last_hidden_state
-    return output
+    model = trunk(policy)
+    if fast_trunk.can_run(model):
+        return fast_trunk.run(model, rows)
+    return rows.pack(model(input_ids=rows.pad(rows.input_ids), use_cache=False).last_hidden_state)
 
 
 def output_layer(policy: nn.Module) -> nn.Module:

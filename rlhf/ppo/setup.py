@@ -14,6 +14,7 @@ from rlhf.errors import ModelError
 from rlhf.models.adapters import wrap
 from rlhf.models.attention import prefer_fast_attention
 from rlhf.models.dropout import disable_dropout
+from rlhf.models.kernels import compile_kernels
 from rlhf.ppo import head
 from rlhf.ppo.actor_critic import ActorCritic, SharedCritic
 from rlhf.ppo.advantages import ESTIMATORS
@@ -78,6 +79,7 @@ def make_actor_critic(args: PPOConfig, policy: Any, value_model: nn.Module | Non
             disable_dropout(module)
             if not isinstance(module, SharedCritic):
                 prefer_fast_attention(module)
+    compile_kernels(args.compile_kernels)
     if args.gradient_checkpointing:
         for model in (policy, value_model):
             _recompute_activations(model, args)

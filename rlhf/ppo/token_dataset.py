@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from reward_models.combine import CombinedReward, Component
 from rlhf.errors import DataError
+from rlhf.models.packed import PackedRows
 from rlhf.ppo import head
 from rlhf.ppo.episode import Episode
 from rlhf.ppo.noise import response_key
@@ -158,10 +159,9 @@ def score_tokens(module: Any, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, 
         rows: Token ids, without padding.
     """
     device = next(module.parameters()).device
-    width = max(len(row) for row in rows)
-    input_ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    last = torch.tensor([len(row) - 1 for row in rows], device=device)
-    hidden = head.hidden_states(module, input_ids)[torch.arange(len(rows)), last]
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    tokens = PackedRows(torch.tensor([token for row in rows for token in row], device=device), lengths)
+    hidden = head.hidden_states(module, tokens)[tokens.starts + lengths - 1]
     scores: np.ndarray[Any, np.dtype[np.float64]] = module.score(hidden).squeeze(-1).double().cpu().numpy()
     return scores
 

@@ -174,6 +174,7 @@ def _update_options(section: PPOSectionConfig) -> dict[str, Any]:
         "num_ppo_epochs": section.epochs,
         "num_mini_batches": section.minibatches,
         "microbatch_tokens": section.microbatch_tokens,
+        "compile_kernels": section.compile_kernels,
         "critic": section.critic.type,
         "critic_learning_rate": section.critic.learning_rate,
         "cliprange": section.clip_range,

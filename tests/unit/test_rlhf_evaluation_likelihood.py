@@ -6,7 +6,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.evaluation.likelihood import response_logprobs
+from rlhf.models.packed import PackedRows
 from rlhf.ppo.episode import Episode
+from rlhf.ppo.head import hidden_states
 
 
 def tiny_model(dtype=torch.float32):
@@ -74,8 +76,8 @@ def test_bfloat16_weights_keep_logits_in_float32():
     model = tiny_model(torch.bfloat16)
     got = response_logprobs(model, EPISODES[:1], temperatures=[1.0], microbatch_tokens=1000)
     with torch.no_grad():
-        ids = torch.tensor([EPISODES[0].token_ids])
-        hidden = model.model(input_ids=ids).last_hidden_state[0]
+        ids = torch.tensor(EPISODES[0].token_ids)
+        hidden = hidden_states(model, PackedRows(ids, torch.tensor([len(ids)])))
         logprobs = (hidden.float() @ model.lm_head.weight.float().T).double().log_softmax(-1)
     expected = sum(logprobs[t - 1, EPISODES[0].token_ids[t]].item() for t in range(3, 7))
     assert got[0, 0] == pytest.approx(expected, abs=1e-4)

@@ -1,6 +1,6 @@
 """The cut into microbatches holds its budget and deals rows out fairly, and groups stay whole."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -36,21 +36,19 @@ def test_a_budget_is_used():
 
 
 @pytest.mark.parametrize("budget", [1, 14, 10**6])
-def test_a_microbatch_is_as_wide_as_its_longest_row_and_reads_its_own_tokens(budget):
+def test_a_microbatch_holds_its_rows_end_to_end_and_reads_its_own_tokens(budget):
     episodes = random_episodes(9)
     batch = collate(episodes, torch.float64, torch.device("cpu"))
     for part in microbatches(batch, range(9), budget):
         rows = [episodes[row] for row in part.rows.tolist()]
-        width = max(len(e.token_ids) for e in rows)
-        assert part.input_ids.shape == (len(rows), width)
-        flat = part.input_ids.flatten().tolist()
+        flat = [token for e in rows for token in e.token_ids]
+        assert part.tokens.input_ids.tolist() == flat
+        assert part.tokens.lengths.tolist() == [len(e.token_ids) for e in rows]
         own = [token for e in rows for token, mine in zip(e.token_ids, e.response_mask, strict=True) if mine]
         before = [e.token_ids[at - 1] for e in rows for at, mine in enumerate(e.response_mask) if mine]
         assert part.targets.tolist() == own
         assert [flat[at] for at in part.predictors.tolist()] == before
-        assert [divmod(at, width) for at in part.last.tolist()] == [
-            (n, len(e.token_ids) - 1) for n, e in enumerate(rows)
-        ]
+        assert part.last.tolist() == list(accumulate((len(e.token_ids) for e in rows), initial=-1))[1:]
 
 
 def test_a_group_that_lost_a_sample_is_left_out_as_a_whole():

@@ -20,13 +20,13 @@ FAULTS = (
     ),
     Fault(
         "targets-one-early", "batch.py",
-        "targets=input_ids.flatten()[chosen],", "targets=input_ids.flatten()[chosen - 1],",
+        "targets=tokens.input_ids[chosen],", "targets=tokens.input_ids[chosen - 1],",
         "each state predicts the token that it has just read", _PLAIN,
     ),
     Fault(
         "final-value-behind-padding", "batch.py",
-        "last=first + batch.lengths[rows] - 1,", "last=first + width - 1,",
-        "the value behind a short episode is read from its padding", _PLAIN,
+        "last=tokens.starts + tokens.lengths - 1,", "last=tokens.starts + tokens.width - 1,",
+        "the value behind a short episode is read from the next one", _PLAIN,
     ),
     Fault(
         "stop-string-is-no-stop", "batch.py",

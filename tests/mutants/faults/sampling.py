@@ -103,8 +103,8 @@ FAULTS = (
     ),
     Fault(
         "reward-model-read-at-padding", "token_dataset.py",
-        "torch.tensor([len(row) - 1 for row in rows]", "torch.tensor([width - 1 for row in rows]",
-        "short conversations are scored by their padding",
+        "[tokens.starts + lengths - 1]", "[tokens.starts + tokens.width - 1]",
+        "short conversations are read in their neighbours",
         ("token_dataset::test_a_reward_model_is_read_at_the_last_real_token_in_any_company",),
     ),
     Fault(

@@ -50,8 +50,8 @@ FAULTS = (
     ),
     Fault(
         "critic-on-the-policys-trunk", "actor_critic.py",
-        "hidden = self._run(self.value_model, microbatch.input_ids)",
-        "hidden = self._run(self.policy, microbatch.input_ids)",
+        "hidden = self._run(self.value_model, microbatch.tokens)",
+        "hidden = self._run(self.policy, microbatch.tokens)",
         "a separate critic's trunk is not used", _PLAIN,
     ),
     Fault(

@@ -1,0 +1,96 @@
+"""Running the blocks of a Llama on packed rows by `fused`, instead of through transformers' modules.
+
+Used in training and scoring on a CPU. Llama, Mistral and Qwen2 trunks are recognised, with plain weights or one LoRA
+adapter a matrix; everything else (other families, weights sharded by ZeRO-3, activation checkpointing, dropout, hooks
+on modules) goes through the modules as ever, with the same numbers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaModel, MistralModel, Qwen2Model
+
+from rlhf.models.attention import causal_attention
+from rlhf.models.fused import FeedForward, Heads, Projection, attention_inputs, block_output
+from rlhf.models.packed import PackedRows
+
+_FAMILIES = (LlamaModel, MistralModel, Qwen2Model)
+
+
+def can_run(trunk: Any) -> bool:
+    """Whether `run` gives what the trunk itself would give."""
+    if type(trunk) not in _FAMILIES or trunk.embed_tokens.weight.device.type != "cpu" or trunk.gradient_checkpointing:
+        return False
+    config = trunk.config
+    slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    dropout = trunk.training and config.attention_dropout
+    sharded = hasattr(trunk.embed_tokens.weight, "ds_id")
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in trunk.modules())
+    return config.hidden_act == "silu" and not (slides or dropout or sharded or hooked) and all(
+        _is_plain(layer) for block in trunk.layers for layer in _matrices(block)
+    )  # fmt: skip
+
+
+def _matrices(block: Any) -> tuple[nn.Module, ...]:
+    attention, feed_forward = block.self_attn, block.mlp
+    return (
+        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+        feed_forward.gate_proj, feed_forward.up_proj, feed_forward.down_proj,
+    )  # fmt: skip
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer is one matrix, or one with one plain LoRA adapter."""
+    if type(layer) is nn.Linear:
+        return True
+    if not hasattr(layer, "lora_A") or type(layer.get_base_layer()) is not nn.Linear:
+        return False
+    if layer.disable_adapters or layer.merged or not layer.active_adapters:
+        return True
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    return len(names) <= 1 and not any(
+        layer.lora_variant.get(name) is not None
+        or layer.lora_bias.get(name)
+        or (layer.training and getattr(layer.lora_dropout[name], "p", 0.0))
+        for name in names
+    )
+
+
+def _epsilon(norm: Any) -> Any:
+    """Read what transformers' norms and torch's call differently."""
+    return norm.eps if type(norm) is nn.RMSNorm else norm.variance_epsilon
+
+
+def _projection(layer: Any) -> Projection:
+    if type(layer) is nn.Linear:
+        return Projection(layer.weight, layer.bias, None, None, 0.0)
+    base = layer.get_base_layer()
+    names = [] if layer.disable_adapters or layer.merged else [n for n in layer.active_adapters if n in layer.lora_A]
+    if not names:
+        return Projection(base.weight, base.bias, None, None, 0.0)
+    return Projection(
+        base.weight, base.bias, layer.lora_A[names[0]].weight, layer.lora_B[names[0]].weight, layer.scaling[names[0]]
+    )
+
+
+def run(trunk: Any, rows: PackedRows) -> Tensor:
+    """Return the hidden states (n, D) of packed rows, in the precision of the embeddings or better.
+
+    Matrix products are in bfloat16 where autocast says so, else in the precision of the weights.
+    """
+    lowered = torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", enabled=False):
+        x = trunk.embed_tokens(rows.input_ids)
+        dtype = torch.bfloat16 if lowered else x.dtype
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in trunk.rotary_emb(x, rows.positions[None]))
+        for block in trunk.layers:
+            query, key, value, output, gate, up, down = map(_projection, _matrices(block))
+            norm = block.input_layernorm
+            heads = Heads(norm.weight, _epsilon(norm), block.self_attn.head_dim, query, key, value)
+            attended = causal_attention(*attention_inputs(x, heads, cos, sin, rows, dtype), rows, dtype)
+            norm = block.post_attention_layernorm
+            layer = FeedForward(output, norm.weight, _epsilon(norm), gate, up, down)
+            x = block_output(x, attended, layer, dtype)
+        return nn.functional.rms_norm(x, x.shape[-1:], trunk.norm.weight.to(x.dtype), _epsilon(trunk.norm))

@@ -1,0 +1,155 @@
+"""The element-wise parts of a Llama block, forward and backward, each a function of tensors.
+
+Between the matrix products of a block stand norms, rotations, gates and softmaxes. Run operation by operation they cost
+a CPU more time than the products, because every operation reads and writes memory; `compile_kernels` lets torch.compile
+make one pass of each function. The formulas are the same either way.
+
+Notation: n tokens in b rows of at most l, D hidden size, H heads of size d.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from rlhf.errors import ModelError
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_compiling = False
+
+
+def compile_kernels(enabled: bool) -> None:
+    """Choose whether kernels are compiled at their first call, which takes seconds for each; torch keeps the results.
+
+    Raises:
+        ModelError: If there is no C++ compiler.
+    """
+    global _compiling
+    if enabled and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise ModelError("compile_kernels needs a C++ compiler: install g++ (or name one in CXX), or set it to false")
+    _compiling = enabled
+
+
+def _kernel(function: _Function) -> _Function:
+    compiled: Any = None
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        nonlocal compiled
+        if not _compiling:
+            return function(*arguments)
+        if compiled is None:
+            compiled = torch.compile(function, dynamic=True, fullgraph=True)
+        return compiled(*arguments)
+
+    return call  # type: ignore[return-value]
+
+
+@_kernel
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Compute x / rms(x) * w (Zhang and Sennrich, 2019), (n, D) in `dtype`, and 1 / rms(x), (n, 1)."""
+    inverse = (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+    return (x * inverse * weight).to(dtype), inverse
+
+
+@_kernel
+def add_rms_norm(
+    x: Tensor, addend: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute x + addend, and `rms_norm` of that."""
+    total = x + addend
+    inverse = (total.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+    return total, (total * inverse * weight).to(dtype), inverse
+
+
+@_kernel
+def rms_norm_backward(
+    grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, straight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x (n, D), to which `straight`, that of the residual path, is added, and of the weight (D,)."""
+    grad, unit = grad.to(x.dtype), x * inverse
+    scaled = grad * weight
+    along = (scaled * unit).mean(-1, keepdim=True)
+    return straight + (scaled - unit * along) * inverse, (grad * unit).sum(0)
+
+
+@_kernel
+def rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, sources: Tensor, dtype: torch.dtype, length: int) -> Tensor:
+    """Rotate the halves of each head by its position's angles (Su et al., 2021) and pad the rows.
+
+    Args:
+        x: (n, H, d).
+        cos: (n, 1, d / 2).
+        sin: (n, 1, d / 2).
+        sources: (b * l,) see `PackedRows`.
+        dtype: Of the result.
+        length: l.
+
+    Returns:
+        (b, H, l, d).
+    """
+    first, second = x.to(cos.dtype).chunk(2, -1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(dtype)
+    return turned[sources].view(-1, length, *turned.shape[1:]).transpose(1, 2).contiguous()
+
+
+@_kernel
+def rotate_heads_backward(grad: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradient (n, H * d) of what `rotate_heads` took, from that (b, H, l, d) of its result."""
+    first, second = grad.transpose(1, 2).flatten(0, 1)[slots].to(cos.dtype).chunk(2, -1)
+    return torch.cat([first * cos + second * sin, second * cos - first * sin], -1).to(dtype).flatten(1)
+
+
+@_kernel
+def split_heads(x: Tensor, sources: Tensor, length: int) -> Tensor:
+    """(n, H, d) as padded rows (b, H, l, d); what stands in the padding means nothing."""
+    return x[sources].view(-1, length, *x.shape[1:]).transpose(1, 2).contiguous()
+
+
+@_kernel
+def split_heads_or_zero(x: Tensor, sources: Tensor, real: Tensor, length: int) -> Tensor:
+    """(n, H, d) as padded rows (b, H, l, d), 0 where `real` (b * l,) is False."""
+    padded = torch.where(real[:, None, None], x[sources], 0.0)
+    return padded.view(-1, length, *x.shape[1:]).transpose(1, 2).contiguous()
+
+
+@_kernel
+def merge_heads(x: Tensor, slots: Tensor) -> Tensor:
+    """(b, H, l, d) as packed (n, H * d)."""
+    return x.transpose(1, 2).flatten(0, 1)[slots].flatten(1)
+
+
+@_kernel
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, 2020), (n, I)."""
+    wide = gate.to(torch.promote_types(gate.dtype, torch.float32))
+    return (wide * wide.sigmoid() * up).to(gate.dtype)
+
+
+@_kernel
+def gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of gate and up, and silu(gate) * up once more."""
+    wide = gate.to(torch.promote_types(gate.dtype, torch.float32))
+    sigmoid = wide.sigmoid()
+    silu = wide * sigmoid
+    to_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
+    return to_gate.to(gate.dtype), (grad * silu).to(up.dtype), (silu * up).to(gate.dtype)
+
+
+@_kernel
+def causal_softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Softmax over the last axis of (m, shared, l, l), of what stands at or before a query's own position."""
+    length = scores.shape[-1]
+    columns = torch.arange(length, device=scores.device)
+    return torch.where(columns <= columns[:, None], scores, -torch.inf).softmax(-1).to(dtype)
+
+
+@_kernel
+def softmax_backward(grad: Tensor, weights: Tensor, scale: float) -> Tensor:
+    """Compute s * w * (g - sum(w * g)), the gradient of the products behind a softmax of s times them."""
+    wide, grad = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (weights, grad))
+    return (scale * wide * (grad - (wide * grad).sum(-1, keepdim=True))).to(weights.dtype)

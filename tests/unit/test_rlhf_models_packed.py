@@ -1,0 +1,43 @@
+"""Packing and padding undo each other, and say where each token stands."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf.models.packed import PackedRows
+
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+def padded(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of distinct numbers, -1 in the padding."""
+    rows = torch.full((len(lengths), max(lengths)), -1)
+    for number, length in enumerate(lengths):
+        rows[number, :length] = torch.arange(length) + 100 * number
+    return rows, torch.tensor(lengths)
+
+
+@given(LENGTHS)
+def test_packing_keeps_every_token_in_order(lengths: list[int]) -> None:
+    rows = PackedRows.from_padded(*padded(lengths))
+    assert rows.input_ids.tolist() == [
+        100 * number + at for number, length in enumerate(lengths) for at in range(length)
+    ]
+    assert rows.positions.tolist() == [at for length in lengths for at in range(length)]
+    assert rows.input_ids[rows.starts].tolist() == [100 * number for number in range(len(lengths))]
+    assert rows.width == max(lengths)
+
+
+@given(LENGTHS)
+def test_padding_and_packing_undo_each_other(lengths: list[int]) -> None:
+    original, _ = padded(lengths)
+    rows = PackedRows.from_padded(original, torch.tensor(lengths))
+    again = rows.pad(rows.input_ids)
+    assert torch.equal(again[original >= 0], original[original >= 0])
+    assert torch.equal(rows.real.view_as(original), original >= 0)
+    assert torch.equal(rows.pack(again), rows.input_ids)
+
+
+def test_padding_holds_tokens_of_its_own_row() -> None:
+    rows = PackedRows(torch.tensor([7, 8, 9, 5]), torch.tensor([3, 1]))
+    assert rows.pad(rows.input_ids).tolist() == [[7, 8, 9], [5, 5, 5]]
