@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlhf.models.precision import rounded_factors
 from rlhf.ppo import head
 
 CHUNK_ELEMENTS = 4 * 2**20  # logits made at once; 16 MiB in float32, which the allocator hands out again
@@ -57,7 +58,7 @@ class _LinearLogprobs(torch.autograd.Function):
         kept = []
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = _logits(hidden[part], weight, bias, temperature)  # (rows, V)
+            logits = _logits(hidden[part], weight, bias, temperature, gradient_dtype)  # (rows, V)
             normaliser[part] = logits.logsumexp(-1)
             logprobs[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normaliser[part]
             room -= logits.numel()  # below zero once a chunk did not fit: what is kept are the first chunks
@@ -80,7 +81,7 @@ class _LinearLogprobs(torch.autograd.Function):
             if number < len(kept):
                 grad = kept[number]
             else:
-                logits = _logits(hidden[part], weight, bias, ctx.temperature)
+                logits = _logits(hidden[part], weight, bias, ctx.temperature, ctx.gradient_dtype)
                 grad = _logprob_gradient(logits, normaliser[part], targets[part]).to(ctx.gradient_dtype)
             if hidden_grad is not None:
                 hidden_grad[part] = (grad @ factor) * scale[part]
@@ -98,9 +99,12 @@ def _logprob_gradient(logits: Tensor, normaliser: Tensor, targets: Tensor) -> Te
     return negative.scatter_add_(-1, targets[:, None], torch.ones_like(negative[:, :1]))
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, gradient_dtype: torch.dtype
+) -> Tensor:
     dtype = _compute_dtype(hidden)
-    logits = nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    with rounded_factors(gradient_dtype == torch.bfloat16):
+        logits = nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return logits.div_(temperature) if temperature != 1 else logits
 
 
@@ -132,7 +136,8 @@ def token_logprobs(
         targets: (n,) token ids.
         temperature: Divides the logits.
         entropy: Whether to compute entropies; they are 0 otherwise.
-        gradient_dtype: Of the matrix products in the backward pass; by default that of the log-probabilities.
+        gradient_dtype: Of the matrix products in the backward pass; by default that of the log-probabilities. With
+            bfloat16, those of the forward pass round their factors too.
 
     Returns:
         Log-probabilities (n,) and entropies (n,), in nats, float32 (float64 for float64 hidden states).

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from rlhf.errors import ModelError
+from rlhf.models.precision import rounded_factors
 from rlhf.ppo import head
 from rlhf.ppo.cache import SlotCache
 from rlhf.ppo.noise import uniforms
@@ -124,7 +125,8 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:
         """Draw a token for each row of hidden states (n, d); `banned` rows may not stop yet."""
         layer: Any = head.output_layer(self.policy)
-        logits = head.scale_logits(self.policy, layer(hidden.to(layer.weight.dtype)))
+        with rounded_factors(self.dtype == torch.bfloat16):
+            logits = head.scale_logits(self.policy, layer(hidden.to(layer.weight.dtype)))
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.parameters.temperature != 1:
             logits = logits / self.parameters.temperature

@@ -1,0 +1,18 @@
+"""Products whose factors are rounded."""
+
+import pytest
+import torch
+
+from rlhf.models.precision import rounded_factors
+
+
+def test_rounded_factors_touch_float32_products_and_nothing_behind_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(64, 64, generator=generator) for _ in range(2))
+    exact = one @ other
+    with pytest.raises(KeyError), rounded_factors(True):
+        assert (one @ other - exact).norm() / exact.norm() < 1e-2
+        raise KeyError
+    assert torch.equal(one @ other, exact)
+    with rounded_factors(False):
+        assert torch.equal(one @ other, exact)
