@@ -1,7 +1,7 @@
 """Every fault: in the mathematics, in episodes, in sampling, in the trainer's parts and in its loop."""
 
 from ..fault import Fault
-from . import episodes, learning, mathematics, sampling, updates
+from . import blocks, episodes, learning, mathematics, sampling, updates
 
 FAULTS: tuple[Fault, ...] = (
     *mathematics.FAULTS,
@@ -9,4 +9,5 @@ FAULTS: tuple[Fault, ...] = (
     *sampling.FAULTS,
     *learning.FAULTS,
     *updates.FAULTS,
+    *blocks.FAULTS,
 )
