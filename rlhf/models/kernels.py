@@ -126,18 +126,14 @@ def merge_heads(x: Tensor, slots: Tensor) -> Tensor:
 @_kernel
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer, 2020), (n, I)."""
-    wide = gate.to(torch.promote_types(gate.dtype, torch.float32))
-    return (wide * wide.sigmoid() * up).to(gate.dtype)
+    return torch.nn.functional.silu(gate) * up
 
 
 @_kernel
 def gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of gate and up, and silu(gate) * up once more."""
-    wide = gate.to(torch.promote_types(gate.dtype, torch.float32))
-    sigmoid = wide.sigmoid()
-    silu = wide * sigmoid
-    to_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
-    return to_gate.to(gate.dtype), (grad * silu).to(up.dtype), (silu * up).to(gate.dtype)
+    silu = torch.nn.functional.silu(gate)
+    return torch.ops.aten.silu_backward(grad * up, gate), grad * silu, silu * up
 
 
 @_kernel
@@ -151,5 +147,4 @@ def causal_softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
 @_kernel
 def softmax_backward(grad: Tensor, weights: Tensor, scale: float) -> Tensor:
     """Compute s * w * (g - sum(w * g)), the gradient of the products behind a softmax of s times them."""
-    wide, grad = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (weights, grad))
-    return (scale * wide * (grad - (wide * grad).sum(-1, keepdim=True))).to(weights.dtype)
+    return torch._softmax_backward_data(grad, weights, -1, weights.dtype) * scale

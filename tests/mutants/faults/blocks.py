@@ -49,8 +49,8 @@ FAULTS = (
     Fault(
         "gate-gradient-of-a-sigmoid",
         "models/kernels.py",
-        "(sigmoid + silu * (1 - sigmoid))",
-        "(sigmoid * (1 - sigmoid))",
+        "silu_backward(grad * up, gate)",
+        "sigmoid_backward(grad * up, gate.sigmoid())",
         "the gate's gradient is that of another activation",
         _MODULES,
     ),
@@ -65,8 +65,8 @@ FAULTS = (
     Fault(
         "softmax-gradient-without-its-sum",
         "models/kernels.py",
-        "(grad - (wide * grad).sum(-1, keepdim=True))",
-        "grad",
+        "torch._softmax_backward_data(grad, weights, -1, weights.dtype)",
+        "(grad * weights)",
         "attention weights are learnt as if they did not sum to 1",
         _MODULES,
     ),
