@@ -40,7 +40,7 @@ def _kernel(function: _Function) -> _Function:
     @wraps(function)
     def call(*arguments: Any) -> Any:
         nonlocal compiled
-        if not _compiling:
+        if not _compiling or torch.is_inference_mode_enabled():  # decoding's tensors are too small to be worth it
             return function(*arguments)
         if compiled is None:
             compiled = torch.compile(function, dynamic=True, fullgraph=True)

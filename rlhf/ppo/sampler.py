@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from rlhf.errors import ModelError
+from rlhf.models import fast_trunk
 from rlhf.models.precision import rounded_factors
 from rlhf.ppo import head
 from rlhf.ppo.cache import SlotCache
@@ -156,6 +157,8 @@ class _Decoding:
                 f"prompt and response may take {columns} tokens, but this model's attention slides over {window}: "
                 "shorten them, or choose a model with full attention"
             )
+        self.trunk = head.trunk(sampler.policy)
+        self.fast = fast_trunk.can_run(self.trunk)
         self.cache = SlotCache(config.num_hidden_layers, rows, columns, sampler.device)
         self.rows: list[int] = []  # row -> request
         self.last_token = torch.zeros(rows, dtype=torch.long, device=sampler.device)
@@ -177,7 +180,7 @@ class _Decoding:
         width = int(lengths.max())
         input_ids = torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=self.sampler.device)
         prefilled = DynamicCache()
-        output = head.trunk(self.sampler.policy)(input_ids=input_ids, past_key_values=prefilled, use_cache=True)
+        output = self.trunk(input_ids=input_ids, past_key_values=prefilled, use_cache=True)
         first = len(self.rows)
         rows = torch.arange(first, first + len(admitted), device=self.sampler.device)
         self.cache.insert(rows, prefilled, lengths)
@@ -187,16 +190,20 @@ class _Decoding:
     def _step(self) -> None:
         active = len(self.rows)
         mask = self.cache.begin_step(active, self.sampler.dtype)
-        positions = self.cache.lengths[:active, None].clone()
-        output = head.trunk(self.sampler.policy)(
-            input_ids=self.last_token[:active, None],
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        positions = self.cache.lengths[:active].clone()
+        if self.fast:
+            hidden = fast_trunk.step(self.trunk, self.last_token[:active], positions, mask, self.cache)
+        else:
+            output = self.trunk(
+                input_ids=self.last_token[:active, None],
+                attention_mask=mask,
+                position_ids=positions[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+            hidden = output.last_hidden_state[:, -1]
         self.cache.lengths[:active] += 1
-        self._sample(output.last_hidden_state[:, -1], 0)
+        self._sample(hidden, 0)
 
     def _sample(self, hidden: Tensor, first: int) -> None:
         """Draw a token for the rows from `first` on, record it, and let the rows go that it ends."""

@@ -186,7 +186,7 @@ FAULTS = (
     ),
     Fault(
         "positions-one-late", "sampler.py",
-        "positions = self.cache.lengths[:active, None].clone()", "positions = self.cache.lengths[:active, None] + 1",
+        "positions = self.cache.lengths[:active].clone()", "positions = self.cache.lengths[:active] + 1",
         "sampled tokens stand one position behind where they are trained", _SAMPLER,
     ),
     Fault(
