@@ -29,20 +29,21 @@ Estimator = Callable[[AdvantageInputs], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class AdvantageEstimator:
-    """An estimator and whether it reads the critic's values."""
+    """An estimator, whether it reads the critic's values, and whether it needs all samples of a prompt."""
 
     estimate: Estimator
     uses_critic: bool
+    compares_samples: bool
 
 
 ESTIMATORS: dict[str, AdvantageEstimator] = {}
 
 
-def register(name: str, *, uses_critic: bool) -> Callable[[Estimator], Estimator]:
+def register(name: str, *, uses_critic: bool, compares_samples: bool = False) -> Callable[[Estimator], Estimator]:
     """Make an estimator known by name. It returns advantages and returns, both (B, T), 0 under the mask."""
 
     def add(function: Estimator) -> Estimator:
-        ESTIMATORS[name] = AdvantageEstimator(function, uses_critic)
+        ESTIMATORS[name] = AdvantageEstimator(function, uses_critic, compares_samples)
         return function
 
     return add
@@ -67,7 +68,7 @@ def gae(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
     return advantages, advantages + values
 
 
-@register("rloo", uses_critic=False)
+@register("rloo", uses_critic=False, compares_samples=True)
 def rloo(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """Leave-one-out baseline (Ahmadian et al., 2024, eq. 8): the other samples' mean return of the same prompt."""
     totals, siblings, sums, _ = _group_statistics(inputs)
@@ -75,7 +76,7 @@ def rloo(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
     return _spread(advantage, inputs), _spread(totals, inputs)
 
 
-@register("group", uses_critic=False)
+@register("group", uses_critic=False, compares_samples=True)
 def group(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """Group-relative advantage of GRPO (Shao et al., 2024, section 4.1.2): (R - mean) / (std + 1e-4) over a prompt."""
     totals, siblings, sums, squares = _group_statistics(inputs)

@@ -143,9 +143,9 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         """Turn episodes into a batch with advantages; those that nobody could score are left out."""
         args = self.args
         scored = [episode for episode in episodes if np.isfinite(episode.score)]
-        if not scored or (
-            args.advantage in ("rloo", "group") and not (scored := whole_groups(scored, args.samples_per_prompt))
-        ):
+        if ESTIMATORS[args.advantage].compares_samples:
+            scored = whole_groups(scored, args.samples_per_prompt)
+        if not scored:
             return None
         weights = next(self.actor_critic.parameters())
         batch = collate(scored, torch.promote_types(weights.dtype, torch.float32), self.accelerator.device)
