@@ -21,6 +21,7 @@ from rlhf.config.model import ModelConfig
 from rlhf.config.ppo import PPOSectionConfig
 from rlhf.config.schema import Config
 from rlhf.data import content_hash
+from rlhf.errors import ConfigError
 from rlhf.run_folder import STAGES
 from rlhf.sources import code_hash, model_hash
 
@@ -107,6 +108,7 @@ def _own_inputs(config: Config, stage: str, upstream: Sequence[str]) -> Iterator
                 yield from _keys(f"{name}.data", data.model_dump())
     if isinstance(section, PPOSectionConfig):
         yield from _reward_files(section)
+        yield from _critic_files(section)
 
 
 def _keys(prefix: str, value: Any) -> Iterator[Input]:
@@ -145,6 +147,19 @@ def _reward_files(section: PPOSectionConfig) -> Iterator[Input]:
             yield Input(f"content of {key}.path", digest, f"reward model {component.path}")
     if ":" in section.environment.id and (digest := code_hash(section.environment.id)) is not None:
         yield Input("content of ppo.environment.id", digest, f"source of environment {section.environment.id}")
+
+
+def _critic_files(section: PPOSectionConfig) -> Iterator[Input]:
+    path = section.critic.path
+    if path is None:
+        return
+    digest = model_hash(path)
+    if digest is None:
+        raise ConfigError(
+            f"ppo.critic.path is {path}: no such folder. Relative paths start at {Path.cwd()}. Name the critic folder "
+            "beside a trained policy, or remove the key"
+        )
+    yield Input("content of ppo.critic.path", digest, f"critic {path}")
 
 
 def _uses_reward_stage(config: Config) -> bool:

@@ -3,6 +3,8 @@
 runs/NAME/config.yaml               resolved, with where each value came from
 runs/NAME/manifest.json             what each stage read, made and took
 runs/NAME/{sft,reward,ppo}/         model folders that from_pretrained loads
+runs/NAME/reward/adapter/           the reward model as an adapter on the SFT policy's trunk, if LoRA made it
+runs/NAME/ppo/critic/               the critic, in the form that `rlhf.ppo.load_critic` expects
 runs/NAME/evaluate.json             before and after
 runs/NAME/{metrics.jsonl,rollouts/,report.html}
 """

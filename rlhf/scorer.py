@@ -5,6 +5,7 @@ combined is `reward_models.combine`'s matter.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,16 +18,19 @@ from rlhf.config.ppo import RewardComponentConfig
 from rlhf.config.schema import Config
 from rlhf.errors import StageError
 from rlhf.run_folder import RunFolder
+from rlhf.shared_reward import load_shared_reward_model
 
 __all__ = ["build_scorer", "load_reward_model"]
 
 
-def build_scorer(config: Config, folder: RunFolder) -> CombinedReward | None:
+def build_scorer(config: Config, folder: RunFolder, policy: Any = None) -> CombinedReward | None:
     """Load the components of `ppo.rewards`.
 
     Args:
         config: `ppo.rewards`, and the precision of the models.
         folder: Where the run's own reward model lies.
+        policy: In training, the policy whose trunk the reward model may share. Without it, the reward model is loaded
+            by itself in any case; the scores are the same.
 
     Returns:
         The score; None if there are no components, because the environment gives all rewards itself.
@@ -41,7 +45,7 @@ def build_scorer(config: Config, folder: RunFolder) -> CombinedReward | None:
         [
             Component(
                 name=name,
-                function=_load(name, component, config, folder),
+                function=_load(name, component, config, folder, policy),
                 weight=component.weight,
                 on_error=component.on_error,
                 timeout_seconds=component.timeout_seconds,
@@ -66,11 +70,15 @@ def load_reward_model(config: Config, folder: RunFolder) -> ScalarRewardModel:
     return _from_folder(folder.reward, own.dtype)
 
 
-def _load(name: str, component: RewardComponentConfig, config: Config, folder: RunFolder) -> RewardFunction:
+def _load(
+    name: str, component: RewardComponentConfig, config: Config, folder: RunFolder, policy: Any
+) -> RewardFunction:
     if component.function is not None:
         return load_function(component.function, component.args)
     if component.path is not None:
         return _load_model(name, component.path, config.model.dtype)
+    if component.share_trunk and policy is not None:
+        return load_shared_reward_model(folder.reward, policy, bf16=config.model.dtype == "bfloat16")
     return load_reward_model(config, folder)
 
 

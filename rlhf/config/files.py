@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from rlhf.config.base import Section
 from rlhf.config.data import SourceConfig
 from rlhf.config.model import ModelConfig
-from rlhf.config.ppo import RewardComponentConfig
+from rlhf.config.ppo import CriticConfig, RewardComponentConfig
 
 _PATHS: dict[type[Section], tuple[str, ...]] = {
     ModelConfig: ("path", "chat_template"),
     SourceConfig: ("path",),
     RewardComponentConfig: ("function", "path"),
+    CriticConfig: ("path",),
 }
 SectionT = TypeVar("SectionT", bound=Section)
 

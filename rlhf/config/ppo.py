@@ -22,6 +22,9 @@ class RewardComponentConfig(Section):
     function: str | None = Field(None, description="module:function, path/to/file.py:function, or a built-in name.")
     path: str | None = Field(None, description="Folder or Hub id of a reward model, instead of a function.")
     args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the function.")
+    share_trunk: bool = Field(
+        False, description="Keep this run's own reward model, trained by LoRA, as an adapter on the policy's trunk."
+    )
     weight: float = Field(1.0, description="Factor of this component in the score.")
     on_error: Literal["raise", "skip"] = Field("raise", description="Stop at a failing call, or leave its samples out.")
     timeout_seconds: float | None = Field(None, gt=0, description="A call that takes longer has failed.")
@@ -32,6 +35,21 @@ class RewardComponentConfig(Section):
             raise ValueError("give function or path, not both")
         if self.args and self.function is None:
             raise ValueError("args belong to a function: name it, or remove args")
+        return self
+
+    @model_validator(mode="after")
+    def _trunk_can_be_shared(self) -> "RewardComponentConfig":
+        other = "function" if self.function is not None else "path" if self.path is not None else None
+        if self.share_trunk and other is not None:
+            raise ValueError(
+                f"share_trunk true is for the run's own reward model, which has no {other}: remove {other}, or set "
+                "share_trunk to false"
+            )
+        if self.share_trunk and self.timeout_seconds is not None:
+            raise ValueError(
+                f"timeout_seconds {self.timeout_seconds:g} does not go with share_trunk: a call that is given up would "
+                "go on using the policy's trunk. Set it to null, or share_trunk to false"
+            )
         return self
 
 
@@ -47,9 +65,25 @@ class KLConfig(Section):
 class CriticConfig(Section):
     """The value function."""
 
-    type: Literal["separate", "shared"] = Field("separate", description="Own trunk, or a head on the policy's trunk.")
+    type: Literal["separate", "shared", "adapter"] = Field(
+        "separate", description="Own trunk, a head on the policy, or a second adapter and a head on its LoRA trunk."
+    )
     init: Literal["policy", "reward_model"] = Field("policy", description="Weights that a separate critic starts from.")
+    path: str | None = Field(None, description="The critic folder of an earlier run, of the same type, to start from.")
     learning_rate: float | None = Field(None, gt=0, description="Default: the policy's.")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "CriticConfig":
+        if self.init == "reward_model" and self.type != "separate":
+            raise ValueError(
+                f"init reward_model is for a critic with a trunk of its own, not for type {self.type}: set type to "
+                "separate, or init to policy"
+            )
+        if self.init == "reward_model" and self.path is not None:
+            raise ValueError(
+                f"init reward_model and path {self.path} are two starts: set init to policy, or remove path"
+            )
+        return self
 
 
 class RolloutConfig(Section):

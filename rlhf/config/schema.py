@@ -95,6 +95,36 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _trunk_can_be_shared(self) -> "Config":
+        if self.ppo is None:
+            return self
+        if self.ppo.critic.type == "adapter" and self.model.lora is None:
+            raise ValueError(
+                "ppo.critic.type is adapter, but model.lora is null: an adapter critic runs on the frozen trunk of a "
+                "LoRA policy. Set model.lora (for example {rank: 16, alpha: 32}), or ppo.critic.type to separate or "
+                "shared"
+            )
+        own = self.ppo.rewards.get("reward_model")
+        if own is None or not own.share_trunk:
+            return self
+        wrong = None
+        if self.model.lora is None:
+            wrong = "model.lora is null: both must be adapters on one frozen trunk. Set model.lora"
+        elif self.reward is not None and self.reward.model is not None:
+            wrong = "reward.model names another backbone. Remove it: the reward model then starts from the policy"
+        elif self.distributed.zero == 3:
+            wrong = (
+                "distributed.zero is 3, which spreads the trunk over processes that score different numbers of "
+                "responses. Set distributed.zero to 2 or less"
+            )
+        if wrong is not None:
+            raise ValueError(
+                f"ppo.rewards.reward_model.share_trunk is true, but {wrong}, or set "
+                "ppo.rewards.reward_model.share_trunk to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _evaluate_has_prompts(self) -> "Config":
         if self.evaluate is None:
             return self

@@ -3,8 +3,8 @@
 Reading order: `trainer` (the loop), `rollout` and `sampler` (where episodes come from), `batch` (how they are laid
 out), `token_rewards`, `advantages` and `losses` (the mathematics, one formula in one place).
 
-The trainer and its options are here under the names that TRL gives them; they are imported when they are asked for,
-because they are heavy and other modules of this package are not.
+The trainer and its options are here under the names that TRL gives them, and what loads a trained critic; they are
+imported when they are asked for, because they are heavy and other modules of this package are not.
 """
 
 from importlib import import_module
@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf.ppo.config import PPOConfig
+    from rlhf.ppo.critics import load_critic
     from rlhf.ppo.trainer import PPOTrainer
 
-__all__ = ["PPOConfig", "PPOTrainer"]
+__all__ = ["PPOConfig", "PPOTrainer", "load_critic"]
 
-_HOMES = {"PPOConfig": "rlhf.ppo.config", "PPOTrainer": "rlhf.ppo.trainer"}
+_HOMES = {
+    "PPOConfig": "rlhf.ppo.config",
+    "PPOTrainer": "rlhf.ppo.trainer",
+    "load_critic": "rlhf.ppo.critics",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,11 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from rlhf.models.packed import PackedRows
+from rlhf.models.shared_trunk import CRITIC, Adapters
 from rlhf.ppo import head
 from rlhf.ppo.batch import Microbatch
 from rlhf.ppo.logprobs import token_logprobs
@@ -35,13 +37,26 @@ class SharedCritic(nn.Module):
         nn.init.zeros_(self.score.bias)
 
 
+class AdapterCritic(SharedCritic):
+    """The value head of a critic that runs the policy's trunk with an adapter of its own, named `critic`.
+
+    Args:
+        hidden_size: Of the trunk.
+        trunk: Its fingerprint: the adapter means nothing on another one.
+    """
+
+    def __init__(self, hidden_size: int, trunk: str) -> None:
+        super().__init__(hidden_size)
+        self.trunk = trunk
+
+
 class ActorCritic(nn.Module):
     """A policy and its critic.
 
     Args:
         policy: A causal language model, possibly with peft adapters.
         value_model: A sequence-classification model with one label (its own trunk and a `score` layer), a
-            `SharedCritic`, or None for advantage estimators without a critic.
+            `SharedCritic`, an `AdapterCritic`, or None for advantage estimators without a critic.
         bf16: Whether the trunks run under bfloat16 autocast, and the output layer's backward pass; weights, logits and
             values stay as they are.
     """
@@ -51,6 +66,7 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.value_model = value_model
         self.bf16 = bf16
+        self.adapters: Any = Adapters(policy) if isinstance(policy, PeftModel) else None
         self.config: Any = head.unwrapped(policy).config  # what Accelerate and the model card read
 
     def forward(
@@ -64,7 +80,7 @@ class ActorCritic(nn.Module):
             entropy: Whether entropies are wanted.
             reference: Whether to switch the policy's adapters off: then it is the reference policy, without a critic.
         """
-        adapters_off = self.policy.disable_adapter() if reference else nullcontext()  # type: ignore[operator]
+        adapters_off = self.adapters.using() if reference else nullcontext()
         with adapters_off:
             hidden = self._run(self.policy, microbatch.tokens)  # (n, d)
             logprobs, entropies = token_logprobs(
@@ -79,7 +95,10 @@ class ActorCritic(nn.Module):
             return TokenOutputs(
                 logprobs, entropies, torch.zeros_like(logprobs), logprobs.new_zeros(len(microbatch.rows))
             )
-        if not isinstance(self.value_model, SharedCritic):
+        if isinstance(self.value_model, AdapterCritic):
+            with self.adapters.using(CRITIC):
+                hidden = self._run(self.policy, microbatch.tokens)
+        elif not isinstance(self.value_model, SharedCritic):
             hidden = self._run(self.value_model, microbatch.tokens)
         read = hidden[torch.cat([microbatch.predictors, microbatch.last])]
         score: nn.Linear = self.value_model.score  # type: ignore[assignment]

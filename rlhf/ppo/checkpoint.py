@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from peft import PeftModel
 
 from rlhf.distributed import full_state
 from rlhf.errors import StageError
-from rlhf.ppo.actor_critic import SharedCritic
+from rlhf.ppo.critics import part, save_critic
 
 if TYPE_CHECKING:
     from rlhf.ppo.trainer import PPOTrainer
@@ -62,24 +62,8 @@ def save_models(trainer: "PPOTrainer", folder: str) -> None:
     if not trainer.accelerator.is_main_process:
         return
     policy: Any = trainer.actor_critic.policy
-    policy.save_pretrained(folder, state_dict=part(state, "policy."))
+    # Other adapters on its trunk are other roles: the critic's goes with the critic.
+    chosen = {"selected_adapters": policy.active_adapters} if isinstance(policy, PeftModel) else {}
+    policy.save_pretrained(folder, state_dict=part(state, "policy."), **chosen)
     trainer.processing_class.save_pretrained(folder)
     save_critic(trainer, state, Path(folder, "critic"))
-
-
-def save_critic(trainer: "PPOTrainer", state: dict[str, Any], folder: Path) -> None:
-    """Save the critic, if there is one: a sequence-classification folder, or `value_head.pt` of a shared one."""
-    critic: Any = trainer.actor_critic.value_model
-    if critic is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(critic, SharedCritic):
-        torch.save(part(state, "value_model."), folder / "value_head.pt")
-    else:
-        critic.save_pretrained(folder, state_dict=part(state, "value_model."))
-        trainer.processing_class.save_pretrained(folder)
-
-
-def part(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the weights under a prefix, without it."""
-    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}

@@ -36,7 +36,7 @@ class PPOConfig(TrlPPOConfig):  # type: ignore[misc]
     kl_controller: str = _option("fixed", "fixed or adaptive.")
     kl_target: float = _option(6.0, "Adaptive: KL to hold, in nats per episode.")
     kl_horizon: int = _option(10_000, "Adaptive: episodes over which the coefficient reacts.")
-    critic: str = _option("separate", "separate (value_model) or shared (a head on the policy's trunk).")
+    critic: str = _option("separate", "separate (value_model), shared (a head on the policy) or adapter (LoRA).")
     critic_learning_rate: float | None = _option(None, "Default: learning_rate.")
     missing_stop_action: str = _option("none", "Score of a response without a stop: none, replace or subtract.")
     missing_stop_value: float = _option(0.0, "The score that replaces it, or the penalty.")
@@ -66,7 +66,7 @@ class PPOConfig(TrlPPOConfig):  # type: ignore[misc]
         allowed = {
             "advantage": tuple(ESTIMATORS),
             "kl_controller": ("fixed", "adaptive"),
-            "critic": ("separate", "shared"),
+            "critic": ("separate", "shared", "adapter"),
             "missing_stop_action": ("none", "replace", "subtract"),
         }
         for name, choices in allowed.items():

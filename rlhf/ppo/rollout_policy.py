@@ -2,7 +2,7 @@
 
 Training wants float32 masters, adapters beside their matrices and, under ZeRO-3, weights spread over processes.
 Decoding wants one plain module. Where the two differ, a copy is kept for decoding and refreshed once an iteration:
-adapters merged, weights gathered, trunk in the compute precision. The output layer stays float32.
+the policy's adapter merged, weights gathered, trunk in the compute precision. The output layer stays float32.
 """
 
 import copy
@@ -44,10 +44,10 @@ class RolloutPolicy:
 def _refuse_unmergeable(policy: Any) -> None:
     """Adapters are merged into the copy as W + delta; refuse those that are more than that."""
     for name, config in getattr(policy, "peft_config", {}).items():
-        if getattr(config, "modules_to_save", None) or getattr(config, "use_dora", False):
+        more = [key for key in ("modules_to_save", "trainable_token_indices", "use_dora") if getattr(config, key, None)]
+        if more:
             raise ModelError(
-                f"adapter {name!r} has modules_to_save or use_dora, which rollouts cannot merge: use plain LoRA, or "
-                "train all weights"
+                f"adapter {name!r} has {more[0]}, which rollouts cannot merge: use plain LoRA, or train all weights"
             )
 
 
@@ -56,8 +56,11 @@ def _copy_weights(module: Any, name: str, target: dict[str, torch.Tensor], *, fr
     adapted = name.endswith(".base_layer")  # its matrix was written with its adapter, by the layer around it
     name = name.removesuffix(".base_layer")
     if hasattr(module, "get_delta_weight"):  # peft's adapted layers
+        # A layer may have adapters of other roles only: those are not in use here.
+        present = {adapter for key in module.adapter_layer_names for adapter in getattr(module, key)}
+        own = [adapter for adapter in module.active_adapters if adapter in present]
         with gathered_parameters(list(module.parameters())):
-            delta = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
+            delta = sum(module.get_delta_weight(adapter).float() for adapter in own)
             target[f"{name}.weight"].copy_(module.get_base_layer().weight.float() + delta)
         return
     weights = [

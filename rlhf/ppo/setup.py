@@ -15,10 +15,12 @@ from rlhf.models.adapters import wrap
 from rlhf.models.attention import prefer_fast_attention
 from rlhf.models.dropout import disable_dropout
 from rlhf.models.kernels import compile_kernels
+from rlhf.models.shared_trunk import CRITIC, belongs_to
 from rlhf.ppo import head
-from rlhf.ppo.actor_critic import ActorCritic, SharedCritic
+from rlhf.ppo.actor_critic import ActorCritic, AdapterCritic, SharedCritic
 from rlhf.ppo.advantages import ESTIMATORS
 from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.critics import make_critic
 from rlhf.ppo.rollout import Lengths
 from rlhf.ppo.token_dataset import TokenDatasetSource
 
@@ -68,29 +70,31 @@ def make_actor_critic(args: PPOConfig, policy: Any, value_model: nn.Module | Non
     """Join policy and critic: dropout off, fast attention, activations recomputed if asked for."""
     if not ESTIMATORS[args.advantage].uses_critic:
         value_model = None
-    elif args.critic == "shared":
-        weight = next(policy.parameters())
-        hidden_size = int(head.unwrapped(policy).config.hidden_size)
-        value_model = SharedCritic(hidden_size).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-    elif value_model is None:
-        raise ModelError("advantage gae needs a critic: give value_model, or set critic to shared")
+    else:
+        value_model = make_critic(args.critic, policy, value_model, seed=args.seed)
     for module in (policy, value_model):
         if module is not None:
             disable_dropout(module)
             if not isinstance(module, SharedCritic):
                 prefer_fast_attention(module)
     compile_kernels(args.compile_kernels)
+    actor_critic = ActorCritic(policy, value_model, bf16=bool(args.bf16))
     if args.gradient_checkpointing:
+        options = dict(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
+        if isinstance(value_model, AdapterCritic):
+            if options.get("use_reentrant"):
+                raise ModelError("gradient_checkpointing_kwargs: use_reentrant true does not go with critic 'adapter'")
+            options = {"use_reentrant": False, **options, "context_fn": actor_critic.adapters.checkpoint_contexts}
         for model in (policy, value_model):
-            _recompute_activations(model, args)
-    return ActorCritic(policy, value_model, bf16=bool(args.bf16))
+            _recompute_activations(model, options)
+    return actor_critic
 
 
-def _recompute_activations(model: Any, args: PPOConfig) -> None:
+def _recompute_activations(model: Any, options: dict[str, Any]) -> None:
     if model is None or isinstance(model, SharedCritic):
         return
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable(args.gradient_checkpointing_kwargs)
+    enable(options)
     if isinstance(model, PeftModel):
         model.enable_input_require_grads()
 
@@ -104,7 +108,7 @@ def make_optimizer(args: PPOConfig, model: ActorCritic) -> torch.optim.Optimizer
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            critic = name.startswith("value_model.")
+            critic = name.startswith("value_model.") or belongs_to(name, CRITIC)
             rate = args.critic_learning_rate if critic and args.critic_learning_rate else args.learning_rate
             decay = args.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)

@@ -22,8 +22,9 @@ from rlhf.errors import StageError
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_policy, load_sequence_classifier
 from rlhf.models.precision import prepare_for_training
-from rlhf.ppo import checkpoint
+from rlhf.ppo.advantages import ESTIMATORS
 from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.critics import load_critic, policy_part, save_critic
 from rlhf.ppo.metrics import rollout_rows
 from rlhf.ppo.rollout import EnvironmentSource, Lengths
 from rlhf.ppo.trainer import Iteration, PPOTrainer
@@ -43,7 +44,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     tokenizer = policy_tokenizer(config, folder)
     policy = make_policy(config, folder, tokenizer)
     prepare_for_training(policy, config.model, sharded=config.distributed.zero is not None)
-    critic = make_critic(config, folder, tokenizer)
+    critic = make_critic(config, folder, tokenizer, policy)
     source = make_source(config, folder, tokenizer, policy)  # models are loaded before DeepSpeed is set up, whole
     with tempfile.TemporaryDirectory() as scratch:
         trainer = PPOTrainer(
@@ -70,22 +71,29 @@ def make_policy(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenize
     return policy
 
 
-def make_critic(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Load a separate critic from the configured origin; None where the critic shares the policy's trunk."""
+def make_critic(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, policy: nn.Module) -> Any:
+    """Load the critic from the configured origin; None where the trainer makes a new one on the policy's trunk."""
     assert config.ppo is not None
-    if config.ppo.critic.type == "shared":
+    section = config.ppo.critic
+    if not ESTIMATORS[config.ppo.advantage].uses_critic:
         return None
-    if config.ppo.critic.init == "policy":
+    if section.type != "separate":
+        return load_critic(section.path, policy) if section.path is not None else None
+    if section.path is None and section.init == "policy":
         trunk = load_policy(config.model, tokenizer, folder=policy_folder(config, folder), seed=config.seed)
         critic: Any = load_sequence_classifier(trunk, tokenizer, seed=config.seed)
         nn.init.zeros_(critic.score.weight)  # the first values are 0
         return critic
-    origin = config.ppo.rewards["reward_model"].path or folder.reward
-    critic = load_sequence_classifier(origin, tokenizer, seed=config.seed)
+    if section.path is not None:
+        origin: Any = section.path
+        critic = load_critic(origin)
+    else:
+        origin = config.ppo.rewards["reward_model"].path or folder.reward
+        critic = load_sequence_classifier(origin, tokenizer, seed=config.seed)
     if critic.config.vocab_size != len(tokenizer) and critic.get_input_embeddings().num_embeddings < len(tokenizer):
         raise StageError(
-            f"ppo.critic.init is reward_model, but {origin} has another vocabulary than the policy: "
-            "a critic reads the policy's tokens. Set ppo.critic.init to policy."
+            f"the critic is to start from {origin}, which has another vocabulary than the policy: a critic reads the "
+            "policy's tokens. Set ppo.critic.init to policy and ppo.critic.path to null."
         )
     return critic
 
@@ -110,7 +118,7 @@ def make_source(
         max_turns=turns,
         max_total_tokens=getattr(policy.config, "max_position_embeddings", None),
     )
-    scorer = build_scorer(config, folder)
+    scorer = build_scorer(config, folder, policy)
     return EnvironmentSource(TextVectorEnv(environments, scorer), tokenizer, lengths, section.rollout.stop_strings)
 
 
@@ -198,8 +206,8 @@ def save_models(trainer: PPOTrainer, config: Config, folder: RunFolder, tokenize
     """Write the policy, adapters merged, and the critic in a subfolder."""
     weights = full_state(trainer.actor_critic, trainable_only=True)
     forget_zero()
-    trained = Trained(checkpoint.part(weights, "policy."), steps=trainer.state.global_step)
+    trained = Trained(policy_part(weights), steps=trainer.state.global_step)
     save(trained, lambda: make_policy(config, folder, tokenizer), tokenizer, folder.ppo)
     if is_main_process():
-        checkpoint.save_critic(trainer, weights, folder.ppo / "critic")
+        save_critic(trainer, weights, folder.ppo / "critic")
     barrier()

@@ -3,7 +3,8 @@
 Bradley-Terry (Ouyang et al., 2022, equation 1): P(chosen wins) = sigmoid(score(chosen) - score(rejected)); the loss is
 the mean negative log-likelihood of the pairs, in nats. Training is TRL's `RewardTrainer`, what it shares with the SFT
 stage stands in `supervised.py`. Afterwards `normalisation.py` gives scores mean 0 and variance 1 on the SFT policy's
-responses. Writes a folder that `AutoModelForSequenceClassification` loads.
+responses. Writes a folder that `AutoModelForSequenceClassification` loads, and in it, if the model is the SFT policy's
+trunk with LoRA, the adapter that was not merged: PPO may run it on the policy's own trunk.
 """
 
 import tempfile
@@ -18,11 +19,14 @@ from reward_models.calibration import pair_metrics
 from reward_models.chat import Text, encode_dialogue, encode_prompt, to_messages
 from rlhf.config.schema import Config
 from rlhf.data import Preference, Splits, load_rows
+from rlhf.distributed import is_main_process
 from rlhf.errors import StageError
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_sequence_classifier, load_tokenizer
 from rlhf.models.precision import prepare_for_training
+from rlhf.models.shared_trunk import fingerprint, save_adapter
 from rlhf.run_folder import RunFolder
+from rlhf.shared_reward import ADAPTER
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.corpus import texts
 from rlhf.stages.normalisation import normalise
@@ -44,7 +48,8 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
         raise StageError("the config has no section reward: add it, or choose another command")
     section = config.reward
     tokenizer = _tokenizer(config, folder)
-    model = _build(config, folder, tokenizer)
+    model: Any = _build(config, folder, tokenizer)
+    trunk = fingerprint(model)  # now: the weights are whole, whatever DeepSpeed does with them later
     prepare_for_training(model, section.model or config.model, sharded=config.distributed.zero is not None)
     check_positions("reward", section, model)
     rows = load_rows(
@@ -58,6 +63,8 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
         trainer = _trainer(config, model, tokenizer, rows, scratch)
         trained = train(trainer, tracker, "reward", section)
     save(trained, lambda: _build(config, folder, tokenizer), tokenizer, folder.reward)
+    if section.model is None and config.model.lora is not None and is_main_process():
+        save_adapter(folder.reward / ADAPTER, model.peft_config["default"], trained.weights, "default", trunk)
     del trainer, model  # sampling needs the memory
     normalisation = normalise(config, folder, [row.prompt for row in rows.train])
     scale = {"normalisation_mean": normalisation.mean, "normalisation_std": normalisation.std}

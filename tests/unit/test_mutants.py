@@ -12,9 +12,10 @@ from mutants.faults import FAULTS
 ROOT = Path(__file__).parents[2]
 # Where a wrong result would come from; the others hold types, names and messages.
 FILES = {
-    "actor_critic", "advantages", "batch", "cache", "checkpoint", "config", "kl", "logprobs", "losses", "masked",
-    "metrics", "noise", "rollout", "rollout_policy", "sampler", "scoring", "setup", "token_dataset", "token_rewards",
-    "trainer", "update", "models/attention", "models/fast_trunk", "models/fused", "models/kernels", "models/packed",
+    "actor_critic", "advantages", "batch", "cache", "checkpoint", "config", "critics", "kl", "logprobs", "losses",
+    "masked", "metrics", "noise", "rollout", "rollout_policy", "sampler", "scoring", "setup", "token_dataset",
+    "token_rewards", "trainer", "update", "models/attention", "models/fast_trunk", "models/fused",
+    "models/kernels", "models/packed",
 }  # fmt: skip
 
 

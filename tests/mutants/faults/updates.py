@@ -7,6 +7,7 @@ _PLAIN_LAYER = ("logprobs::test_values_and_gradients_are_the_plain_ones",)
 _PLAIN = ("agreement::test_oracle_10_logprobs_are_those_of_the_plain_model",)
 _PROCESSES = ("processes",)
 _SAMPLER = ("sampler::test_responses_are_those_of_the_literal_loop",)
+_ADAPTER = ("critics::test_each_role_runs_with_its_own_adapter_alone",)
 _MERGED = ("rollout_policy::test_the_merged_copy_answers_as_the_adapted_policy",)
 
 FAULTS = (
@@ -55,13 +56,41 @@ FAULTS = (
         "a separate critic's trunk is not used", _PLAIN,
     ),
     Fault(
+        "critic-with-the-policys-adapter", "actor_critic.py",
+        "with self.adapters.using(CRITIC):", "with nullcontext():",
+        "the value loss moves the policy, and the critic's adapter never learns", _ADAPTER,
+    ),
+    Fault(
+        "recomputed-with-the-policys-adapter", "setup.py",
+        '**options, "context_fn": actor_critic.adapters.checkpoint_contexts}', "**options}",
+        "the backward pass recomputes another critic than the one that answered",
+        ("critics::test_recomputed_activations_give_the_same_gradients",),
+    ),
+    Fault(
+        "critics-adapter-at-the-policys-rate", "setup.py",
+        ' or belongs_to(name, CRITIC)', "",
+        "critic_learning_rate moves the value head alone",
+        ("critics::test_the_optimizer_has_every_parameter_once_at_its_rate",),
+    ),
+    Fault(
+        "rollouts-with-every-adapter", "rollout_policy.py",
+        "own = [adapter for adapter in module.active_adapters if adapter in present]", "own = sorted(present)",
+        "the sampler answers as policy and critic together",
+        ("critics::test_rollouts_merge_the_policys_adapter_alone",),
+    ),
+    Fault(
+        "loaded-critic-without-its-head", "critics.py",
+        "    _on_device_of(policy, critic).load_state_dict(weights)\n", "    _on_device_of(policy, critic)\n",
+        "a loaded critic says 0", ("critics::test_a_saved_critic_has_the_values_that_it_had",),
+    ),
+    Fault(
         "shared-trunk-detached", "actor_critic.py",
         "values = score(read.to(", "values = score(read.detach().to(",
         "the value loss does not reach the trunk", _LITERAL,
     ),
     Fault(
         "reference-keeps-its-adapters", "actor_critic.py",
-        "self.policy.disable_adapter() if reference else nullcontext()", "nullcontext()",
+        "self.adapters.using() if reference else nullcontext()", "nullcontext()",
         "the reference moves with the policy: the KL is 0",
         ("scoring::test_the_reference_of_adapters_is_the_policy_without_them",),
     ),
