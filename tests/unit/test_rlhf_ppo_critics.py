@@ -70,14 +70,14 @@ def split(actor_critic):
 
 def test_at_first_all_roles_see_the_same_states(tmp_path):
     made = trainer(tmp_path, stirred=False).actor_critic
-    ids = microbatch().input_ids
+    tokens = microbatch().tokens
     with made.adapters.using():
-        reference = made._run(made.policy, ids)
+        reference = made._run(made.policy, tokens)
     with made.adapters.using("critic"):
-        critic = made._run(made.policy, ids)
-    assert torch.equal(made._run(made.policy, ids), reference)
+        critic = made._run(made.policy, tokens)
+    assert torch.equal(made._run(made.policy, tokens), reference)
     assert torch.equal(critic, reference)
-    plain = exact(tiny()).model(input_ids=ids).last_hidden_state.flatten(0, 1)
+    plain = tokens.pack(exact(tiny()).model(input_ids=tokens.pad(tokens.input_ids)).last_hidden_state)
     torch.testing.assert_close(reference, plain, atol=1e-12, rtol=0)
     assert evaluate(made).values.abs().max() == 0
 
@@ -89,7 +89,8 @@ def test_each_role_runs_with_its_own_adapter_alone(tmp_path):
     logprobs, values = {}, {}
     for role in ("default", "critic", "nobody"):
         model = merged(made.policy, role)
-        hidden = model.model(input_ids=part.input_ids).last_hidden_state.flatten(0, 1)[part.predictors]
+        hidden = model.model(input_ids=part.tokens.pad(part.tokens.input_ids)).last_hidden_state
+        hidden = part.tokens.pack(hidden)[part.predictors]
         table = (model.lm_head(hidden) / 0.7).log_softmax(-1)
         logprobs[role] = table.gather(-1, part.targets[:, None]).squeeze(-1)
         values[role] = made.value_model.score(hidden).squeeze(-1)
