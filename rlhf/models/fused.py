@@ -112,6 +112,8 @@ class FeedForward(NamedTuple):
 
 
 class _AttentionInputs(torch.autograd.Function):
+    """See `attention_inputs`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, dtype: torch.dtype, size: int,
                 epsilon: float, scales: Sequence[float], norm: Tensor,
@@ -147,6 +149,8 @@ class _AttentionInputs(torch.autograd.Function):
 
 
 class _BlockOutput(torch.autograd.Function):
+    """See `block_output`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, attended: Tensor, dtype: torch.dtype, epsilon: float, scales: Sequence[float],
                 norm: Tensor, *tensors: Tensor | None) -> Tensor:  # fmt: skip
