@@ -21,7 +21,7 @@ from typing import Any
 
 RESULTS = Path(__file__).with_name("memory.json")
 CONFIG = Path("configs/quickstart.yaml")
-# The quickstart without its SFT stage, and with a reward model as deep as the policy: only such a one can share a trunk.
+# The quickstart without its SFT stage; its reward model is as deep as the policy here, so that it can share the trunk.
 COMMON = ("sft=null", "evaluate=null", "reward.model=null", "ppo.iterations=1")
 FULL = ("model.lora=null", "ppo.learning_rate=1.0e-5")
 FORMS = {

@@ -76,7 +76,7 @@ def belongs_to(name: str, adapter: str) -> bool:
 
 
 def add_twin(model: peft.PeftModel, adapter: str, *, seed: int = 0) -> None:
-    """Add a trainable adapter of the same shape as the one in use; at first it changes nothing.
+    """Add a trainable adapter of the same shape as the one in use, without dropout; at first it changes nothing.
 
     Args:
         model: Changed in place.
@@ -92,7 +92,8 @@ def add_twin(model: peft.PeftModel, adapter: str, *, seed: int = 0) -> None:
             f"the policy's adapter is {config.peft_type.value} with bias {getattr(config, 'bias', 'none')!r}; only "
             f"LoRA without biases leaves the trunk as it is for a second adapter ({adapter})"
         )
-    config.init_lora_weights, config.inference_mode = True, False  # others change the trunk, or do not start at 0
+    config.init_lora_weights = True  # other ways change the trunk, or do not start at 0
+    config.lora_dropout, config.inference_mode = 0.0, False
     with seeded(seed):
         _add(model, adapter, config, trainable=True)
 
@@ -118,7 +119,7 @@ def save_adapter(
 
 
 def load_adapter(model: peft.PeftModel, adapter: str, folder: Path, *, trainable: bool) -> dict[str, Tensor]:
-    """Add an adapter that `save_adapter` wrote.
+    """Add an adapter that `save_adapter` wrote, without dropout.
 
     Args:
         model: Changed in place; the adapter in use stays in use.
@@ -146,7 +147,7 @@ def load_adapter(model: peft.PeftModel, adapter: str, folder: Path, *, trainable
         )
     # Its head is the caller's matter: in the policy's model there is no place for it.
     config.modules_to_save, config.inference_mode = None, not trainable
-    config.task_type = model.active_peft_config.task_type
+    config.lora_dropout, config.task_type = 0.0, model.active_peft_config.task_type
     _add(model, adapter, config, trainable=trainable)
     own = {name: weight for name, weight in weights.items() if ".lora_" in name}
     result = set_peft_model_state_dict(model, own, adapter_name=adapter)

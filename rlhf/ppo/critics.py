@@ -55,7 +55,7 @@ def make_critic(form: str, policy: Any, given: nn.Module | None, *, seed: int = 
             "critic is 'adapter', but the policy has no adapter itself: give peft_config or a model with LoRA, or set "
             "critic to separate or shared"
         )
-    add_twin(policy, CRITIC, seed=seed)
+    add_twin(policy, CRITIC, seed=seed ^ 0xC2171C)  # a stream of its own: not the numbers of the policy's adapter
     return _on_device_of(policy, AdapterCritic(_hidden_size(policy), fingerprint(policy)))
 
 

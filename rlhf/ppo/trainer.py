@@ -59,7 +59,7 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         ref_model: The reference policy; None makes a frozen copy, or switches adapters off where there are some.
         reward_model: Module, function or list of them; not read if `source` is given.
         train_dataset: Rows with `input_ids`, the prompts; not read if `source` is given.
-        value_model: A sequence-classification model with one label; not needed for a shared critic.
+        value_model: A sequence-classification model with one label, or what `load_critic` gives; else a critic is new.
         data_collator: Accepted for TRL's sake; the engine needs no padding.
         eval_dataset: Prompts whose responses are logged now and then, as `args.num_sample_generations` says.
         optimizers: An optimizer and a scheduler to use instead of the configured ones.

@@ -153,6 +153,19 @@ def test_an_adapter_is_saved_and_loaded_beside_another(tmp_path, family):
     assert trainable(target) == own | {name.replace(".default", ".third") for name in own}
 
 
+def test_adapters_beside_the_first_have_no_dropout(tmp_path):
+    model = with_lora(tiny(), **TARGETS["llama"], lora_dropout=0.5)
+    add_twin(model, "critic")
+    saved(tmp_path, model)
+    load_adapter(model, "reward", tmp_path, trainable=False)
+    rates = {
+        name.rpartition(".")[2]: getattr(module, "p", 0.0)
+        for name, module in model.named_modules()
+        if ".lora_dropout." in name
+    }
+    assert rates == {"default": 0.5, "critic": 0.0, "reward": 0.0}
+
+
 @OLD_NAME
 def test_peft_itself_loads_what_was_saved(tmp_path):
     model = model_with("critic")
