@@ -2,7 +2,7 @@
 # make study        the same for three seeds, with a judge that no policy was trained on (about 40 minutes)
 # make test         all tests
 # make mutants      small faults in the PPO engine, one at a time, each of which the fast tests must notice
-# make bench        speed and memory against TRL's own PPO trainer (about an hour)
+# make bench        speed, memory and learning against TRL's own PPO trainer (about an hour)
 # make lint         ruff and mypy
 #
 # Each makes .venv if it is not there, installs what is pinned in constraints.txt, and does only what is not done yet.
@@ -32,6 +32,7 @@ mutants: $(VENV)/.test
 
 bench: $(VENV)/.quickstart
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.learning
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

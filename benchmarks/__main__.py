@@ -1,59 +1,72 @@
 """TRL's PPO trainer and ours in turn, on the same models, prompts and batches: `python -m benchmarks [SHAPE ...]`.
 
-Each measurement is a process of its own; trainers alternate, so that what else the machine does falls on both. Prints a
-table and writes benchmarks/results.json.
+Each measurement is a process of its own, with a seed of its repetition; trainers alternate, so that what else the
+machine does falls on all. Every trainer is measured at least once. Settings of TRL that were clearly slower than its
+best ones are left out from then on, and marked. Prints tables and writes benchmarks/results.json.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cost import gemm_rate, iteration_operations, weights_of
+from benchmarks.cost import iteration_operations, weights_of
+from benchmarks.machine import GEMM_SIZE, describe, gemm_rates
 from benchmarks.shapes import SHAPES, build
+from benchmarks.trainers import MODES, PHASES
 
 RESULTS = Path(__file__).with_name("results.json")
 RUNS = Path("runs/benchmarks")
-# TRL's settings that keep float32 masters; the faster one counts. bfloat16 weights without masters are shown besides.
+# TRL's settings that keep float32 masters; the fastest one counts. bfloat16 weights without masters are shown besides.
 TRL_BEST = ("trl_fp32", "trl_autocast", "trl_autocast_eager")
 OURS = ("fp32", "bf16", "best")
+CLEARLY_SLOWER = 1.15
+
+Runs = dict[str, list[dict[str, Any]]]
+
+
+class Plan(NamedTuple):
+    """How often a shape is measured."""
+
+    repetitions: int
+    iterations: int  # of each process; if several, the first warms up and is not counted
+
+
+# An iteration of C and D is so long that it needs no other one to warm up; what that costs burdens the faster trainer.
+PLANS = {"A": Plan(3, 2), "B": Plan(3, 2), "C": Plan(3, 1), "D": Plan(3, 1)}
 
 
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("shapes", nargs="*", default=list(SHAPES))
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=2, help="of each process; the first one warms up")
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"of {', '.join(SHAPES)}; default: all")
+    parser.add_argument("--repetitions", type=int, help="of each trainer, instead of the planned ones")
+    parser.add_argument("--iterations", type=int, help="of each process, instead of the planned ones")
     arguments = parser.parse_args()
-    rates = {"fp32": gemm_rate(torch.float32), "bf16": gemm_rate(torch.bfloat16)}
+    if unknown := set(arguments.shapes) - set(SHAPES):
+        parser.error(f"unknown shape {min(unknown)}; there are {', '.join(SHAPES)}")
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"shapes": {}}
-    kept |= {"machine": machine(rates), "date": date.today().isoformat()}
-    for name in arguments.shapes:
+    started = time.perf_counter()
+    for name in arguments.shapes or SHAPES:
+        begun = time.perf_counter()
         policy = sft_policy() if SHAPES[name].vocabulary is None else None
-        runs = measure(name, policy, arguments.repetitions, arguments.iterations)
-        kept["shapes"][name] = summarise(name, policy, runs, rates)
+        rates = gemm_rates()
+        plan = Plan(arguments.repetitions or PLANS[name].repetitions, arguments.iterations or PLANS[name].iterations)
+        summary = summarise(name, policy, measure(name, policy, plan), rates)
+        minutes = (time.perf_counter() - begun) / 60
+        kept["shapes"][name] = {"date": date.today().isoformat(), "minutes": round(minutes, 1), **summary}
+        kept |= {"machine": describe(), "date": date.today().isoformat()}
         show(name, kept["shapes"][name])
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-
-
-def machine(rates: dict[str, float]) -> dict[str, Any]:
-    """Describe what was measured on."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        **{f"gemm_gflops_{name}": round(rate / 1e9) for name, rate in rates.items()},
-    }
+        RESULTS.write_text(json.dumps(rounded(kept), indent=1) + "\n")
+    print(f"total: {(time.perf_counter() - started) / 60:.0f} minutes; kept in {RESULTS}")
 
 
 def sft_policy() -> Path:
@@ -63,71 +76,122 @@ def sft_policy() -> Path:
     return RUNS / "quickstart" / "sft"
 
 
-def measure(shape: str, policy: Path | None, repetitions: int, iterations: int) -> dict[str, list[dict[str, Any]]]:
-    """Run every mode `repetitions` times, in turn."""
-    modes = [*TRL_BEST, "trl_bf16_eager", *OURS]
-    runs: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
-    for _ in range(repetitions):
+def measure(shape: str, policy: Path | None, plan: Plan) -> Runs:
+    """Run every mode, in turn; those that could still be a best one, several times."""
+    runs: Runs = {mode: [] for mode in MODES}
+    modes = list(MODES)
+    for repetition in range(plan.repetitions):
         for mode in modes:
-            command = [sys.executable, "-m", "benchmarks.worker", shape, mode, "--iterations", str(iterations)]
-            command += ["--policy", str(policy)] if policy else []
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            runs[mode].append(json.loads(done.stdout.splitlines()[-1]))
-            print(shape, mode, [round(s, 2) for s in runs[mode][-1]["seconds"]], flush=True)
+            iterations = max(2, plan.iterations) if MODES[mode].compiled else plan.iterations
+            runs[mode].append(run_worker(shape, mode, policy, iterations, seed=repetition))
+            print(f"{shape} {mode} {runs[mode][-1]['seconds']:.2f} s", flush=True)
+        modes = contenders(runs)
     return runs
 
 
-def summarise(
-    name: str, policy: Path | None, runs: dict[str, list[dict[str, Any]]], rates: dict[str, float]
-) -> dict[str, Any]:
+def run_worker(shape: str, mode: str, policy: Path | None, iterations: int, seed: int) -> dict[str, Any]:
+    """Measure once, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.worker", shape, mode, f"--iterations={iterations}", f"--seed={seed}"]
+    command += [f"--policy={policy}"] if policy else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def contenders(runs: Runs) -> list[str]:
+    """Name the modes to go on with: ours, TRL in float32, and what is not clearly slower than TRL's best settings."""
+    fastest = min(median(runs[mode], "seconds") for mode in TRL_BEST)
+    near = [mode for mode in TRL_BEST if median(runs[mode], "seconds") <= CLEARLY_SLOWER * fastest]
+    return [mode for mode in runs if mode in (*OURS, "trl_fp32", *near)]
+
+
+def median(runs: list[dict[str, Any]], key: str) -> float:
+    """Over repetitions."""
+    return float(statistics.median(run[key] for run in runs))
+
+
+def summarise(name: str, policy: Path | None, runs: Runs, rates: dict[str, float]) -> dict[str, Any]:
     """Ratios of iteration times (TRL's over ours; above 1 we are faster), medians over repetitions and their range."""
-    shape = SHAPES[name]
-    seconds = {mode: [statistics.mean(run["seconds"]) for run in done] for mode, done in runs.items()}
-    best = min(TRL_BEST, key=lambda mode: statistics.median(seconds[mode]))
-    trunk, output_layer = weights_of(build(shape, policy).policy)
-    summary: dict[str, Any] = {"trl_best": best, "modes": {}}
-    for key, ours, stock in (
-        ("ratio_fp32", "fp32", "trl_fp32"),
-        ("ratio_same", "bf16", best),
-        ("ratio_best", "best", best),
+    often = max(len(done) for done in runs.values())
+    complete = {mode: median(done, "seconds") for mode, done in runs.items() if len(done) == often}
+    stock = min((mode for mode in TRL_BEST if mode in complete), key=complete.__getitem__)
+    same = min(("fp32", "bf16"), key=complete.__getitem__)
+    summary: dict[str, Any] = {"repetitions": often, "trl_best": stock, "same": same}
+    for key, theirs, own in (
+        ("ratio_fp32", "trl_fp32", "fp32"),
+        ("ratio_same", stock, same),
+        ("ratio_best", stock, "best"),
     ):
-        ratios = sorted(theirs / own for theirs, own in zip(seconds[stock], seconds[ours], strict=True))
-        summary[key], summary[f"{key}_range"] = statistics.median(ratios), [ratios[0], ratios[-1]]
-    for mode, done in runs.items():
-        last, own = done[-1], statistics.median(seconds[mode])
-        needed = iteration_operations(
-            trunk, output_layer, last["prompt_tokens"], last["response_tokens"], shape.epochs,
-            critic=mode != "best", full=not shape.lora,
-        )  # fmt: skip
-        rate = rates["fp32" if mode in ("fp32", "trl_fp32") else "bf16"]
-        summary["modes"][mode] = {
-            "seconds": own,
-            "samples_per_second": shape.episodes / own,
-            "phases": last["phases"],
-            "peak_gb": statistics.median(run["peak_gb"] for run in done),
-            "limit_fraction": needed / rate / own,
-        }
-    summary["memory_ratio"] = summary["modes"]["bf16"]["peak_gb"] / summary["modes"][best]["peak_gb"]
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(runs[theirs], runs[own], strict=True)]
+        summary |= {key: statistics.median(ratios), f"{key}_range": [min(ratios), max(ratios)]}
+    weights = weights_of(build(SHAPES[name], policy).policy)
+    summary["modes"] = {mode: summarise_mode(name, mode, done, weights, rates) for mode, done in runs.items()}
+    peaks = {mode: row["peak_gb"] for mode, row in summary["modes"].items()}
+    summary |= {"memory_ratio": peaks[same] / peaks[stock], "memory_ratio_best": peaks["best"] / peaks[stock]}
     summary["limit_fraction"] = summary["modes"]["best"]["limit_fraction"]
-    return summary
+    return summary | {
+        "gemm_gflops": {key: rate / 1e9 for key, rate in rates.items()},
+        "gemm_shape": f"{GEMM_SIZE} x {GEMM_SIZE} x {GEMM_SIZE}",
+    }
+
+
+def summarise_mode(
+    name: str, mode: str, runs: list[dict[str, Any]], weights: tuple[int, int], rates: dict[str, float]
+) -> dict[str, Any]:
+    """Medians of one trainer, and the share of its time that the matrix products of real tokens would take."""
+    shape, trainer, seconds = SHAPES[name], MODES[mode], median(runs, "seconds")
+    needed = [
+        iteration_operations(
+            *weights, run["prompt_tokens"], run["response_tokens"], shape.epochs,
+            critic=trainer.critic == "separate", full=not shape.lora,
+        )
+        for run in runs
+    ]  # fmt: skip
+    rate = rates["fp32" if mode in ("fp32", "trl_fp32") else "bf16"]
+    return {
+        "runs": len(runs),
+        "seconds": seconds,
+        "samples_per_second": shape.episodes / seconds,
+        "phases": {phase: statistics.median(run["phases"][phase] for run in runs) for phase in PHASES},
+        "response_tokens": median(runs, "response_tokens"),
+        "peak_gb": median(runs, "peak_gb"),
+        "tflop": statistics.median(needed) / 1e12,
+        "limit_fraction": statistics.median(needed) / rate / seconds,
+    }
+
+
+def rounded(value: Any) -> Any:
+    """Four digits, which is more than repetitions agree on."""
+    if isinstance(value, dict):
+        return {key: rounded(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [rounded(member) for member in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def show(name: str, summary: dict[str, Any]) -> None:
     """Print one shape."""
-    table = Table(
-        "trainer", "s/iteration", "samples/s", "rollout", "score", "update", "peak GB", "of the limit", title=name
-    )
+    columns = ("trainer", "runs", "s/iteration", "samples/s", *PHASES, "tokens", "peak GB", "of the limit")
+    table = Table(*columns, title=f"{name}: medians of an iteration")
     for mode, row in summary["modes"].items():
-        phases = [f"{row['phases'][phase]:.2f}" for phase in ("rollout", "score", "update")]
+        phases = [f"{row['phases'][phase]:.2f}" for phase in PHASES]
         table.add_row(
-            mode, f"{row['seconds']:.2f}", f"{row['samples_per_second']:.2f}", *phases, f"{row['peak_gb']:.2f}",
-            f"{row['limit_fraction']:.0%}",
+            mode, str(row["runs"]), f"{row['seconds']:.2f}", f"{row['samples_per_second']:.2f}", *phases,
+            f"{row['response_tokens']:.0f}", f"{row['peak_gb']:.2f}", f"{row['limit_fraction']:.0%}",
         )  # fmt: skip
     Console(width=120).print(table)
     for key in ("ratio_fp32", "ratio_same", "ratio_best"):
         low, high = summary[f"{key}_range"]
         print(f"{name} {key}: {summary[key]:.2f} ({low:.2f} to {high:.2f})")
-    print(f"{name} memory_ratio: {summary['memory_ratio']:.2f}")
+    shared = summary["memory_ratio_best"]
+    print(f"{name} memory_ratio: {summary['memory_ratio']:.2f}, with the shared critic {shared:.2f}")
+    gemm = ", ".join(f"{key} {rate:.0f}" for key, rate in summary["gemm_gflops"].items())
+    print(f"{name} limit_fraction: {summary['limit_fraction']:.2f}; GEMM of {summary['gemm_shape']}, GFLOP/s: {gemm}")
+    once = [mode for mode, row in summary["modes"].items() if row["runs"] < summary["repetitions"]]
+    print(f"{name} ran once only, being slower than TRL's best settings or no rivals: {', '.join(once) or 'none'}")
+    print(f"{name} took {summary['minutes']:.1f} minutes\n", flush=True)
 
 
 if __name__ == "__main__":

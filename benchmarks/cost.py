@@ -1,26 +1,10 @@
-"""What an iteration has to cost: floating-point operations of real tokens, and the matrix-product rate of the machine.
+"""What an iteration has to cost: the floating-point operations that its real tokens need.
 
 Counted are matrix products alone, two operations a multiply-add, of the trunk's weights and the output layer; attention
 scores, norms and the sampler's choice are left out, so a limit of 1 cannot be reached.
 """
 
-import time
 from typing import Any
-
-import torch
-
-_SIZE = 2048
-
-
-def gemm_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Measure large square matrix products, in operations a second."""
-    one, other = (torch.randn(_SIZE, _SIZE).to(dtype) for _ in range(2))
-    torch.mm(one, other)
-    count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds:
-        torch.mm(one, other)
-        count += 1
-    return 2 * _SIZE**3 * count / passed
 
 
 def iteration_operations(

@@ -1,7 +1,8 @@
 """What is measured: four pairs of model and batch, the same for every trainer.
 
-A and B are random Llamas on random prompts, of which nothing stops early; they differ in the vocabulary. C and D are
-SmolLM2-135M after the quickstart's SFT stage, on the quickstart's prompts, stopping where the model stops.
+A and B are random Llamas on random prompts, which differ in the vocabulary; pad and EOS are no words of theirs, so that
+nothing stops early. C and D are SmolLM2-135M after the quickstart's SFT stage, on the quickstart's prompts, stopping
+where the model stops.
 """
 
 import random
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -28,8 +30,6 @@ from reward_models.chat import encode_prompt
 from rlhf.config.data import DataConfig
 from rlhf.data import load_rows
 
-PAD, EOS = 0, 1
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -40,6 +40,7 @@ class Shape:
         episodes: Episodes of an iteration; the data set has as many prompts, so every iteration has the same.
         response_tokens: New tokens of a response, at most.
         lora: Whether the policy is trained through adapters.
+        prompt_tokens: Fewest and most tokens of a random prompt.
         layers, hidden_size, intermediate_size: Of the random model.
     """
 
@@ -49,6 +50,7 @@ class Shape:
     epochs: int
     minibatches: int
     lora: bool = False
+    prompt_tokens: tuple[int, int] = (8, 31)
     layers: int = 6
     hidden_size: int = 256
     intermediate_size: int = 688
@@ -89,30 +91,30 @@ def _random_roles(shape: Shape, dtype: torch.dtype) -> Roles:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.hidden_size // 64,
         max_position_embeddings=1024,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
+        pad_token_id=None,
+        eos_token_id=None,
         bos_token_id=None,
         num_labels=1,
     )
     policy, reference = LlamaForCausalLM(config), LlamaForCausalLM(config)
     reference.load_state_dict(policy.state_dict())
     reward, critic = LlamaForSequenceClassification(config), LlamaForSequenceClassification(config)
-    numbers = random.Random(0)
-    prompts = [
-        [numbers.randrange(2, shape.vocabulary or 2) for _ in range(numbers.randint(8, 31))]
-        for _ in range(shape.episodes)
-    ]
-    return Roles(
-        _numbered_tokenizer(shape.vocabulary or 2),
-        *(model.to(dtype) for model in (policy, reference, reward, critic)),
-        Dataset.from_dict({"input_ids": prompts}),
-        None,
-    )
+    prompts = random_prompts(shape.episodes, config.vocab_size, *shape.prompt_tokens)
+    models = (model.to(dtype) for model in (policy, reference, reward, critic))
+    return Roles(numbered_tokenizer(config.vocab_size), *models, prompts, None)
 
 
-def _numbered_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{number}": number for number in range(2, vocabulary)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+def random_prompts(count: int, vocabulary: int, shortest: int, longest: int, seed: int = 0) -> Dataset:
+    """Return the same prompts of random words at every call."""
+    numbers = random.Random(seed)
+    lengths = [numbers.randint(shortest, longest) for _ in range(count)]
+    return Dataset.from_dict({"input_ids": [[numbers.randrange(vocabulary) for _ in range(n)] for n in lengths]})
+
+
+def numbered_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Name the words of a model; pad and EOS are two more, which the model has not got and cannot say."""
+    words = [*(f"w{number}" for number in range(vocabulary)), "<pad>", "<eos>"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
     )

@@ -1,0 +1,60 @@
+"""What an iteration of our trainer spends its time on: matrix products, attention, the rest, by torch's profiler.
+
+The profiler costs time itself, most where operations are small: these seconds are for comparison with each other.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.shapes import Shape, build
+from benchmarks.trainers import PHASES, Mode, shape_options, train
+from rlhf.ppo import PPOTrainer
+
+KINDS = ("products", "attention", "other")
+_PRODUCTS = ("aten::mm", "aten::addmm")
+_ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data")  # of models/attention.py
+
+Seconds = dict[str, dict[str, float]]
+
+
+def kind_of(operation: str) -> str:
+    """Sort an operation of torch; products are those with weights."""
+    if operation in _PRODUCTS:
+        return "products"
+    return "attention" if operation in _ATTENTION or "scaled_dot_product" in operation else "other"
+
+
+def breakdown(mode: Mode, shape: Shape) -> Seconds:
+    """Profile an iteration behind one that warms up: seconds of every phase, by kind."""
+    taken: Seconds = {}
+    with warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        for phase in PHASES:
+            stack.enter_context(_second_call_profiled(phase, taken))
+        train(mode, build(shape, None), shape_options(shape, 2))
+    return taken
+
+
+@contextmanager
+def _second_call_profiled(phase: str, taken: Seconds) -> Iterator[None]:
+    plain: Callable[..., Any] = getattr(PPOTrainer, phase)
+    calls = iter((False, True))
+
+    def watched(*arguments: Any) -> Any:
+        if not next(calls):
+            return plain(*arguments)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            result = plain(*arguments)
+        seconds = dict.fromkeys(KINDS, 0.0)
+        for operation in profiler.key_averages():
+            seconds[kind_of(operation.key)] += operation.self_cpu_time_total / 1e6
+        taken[phase] = {kind: round(value, 4) for kind, value in seconds.items()}
+        return result
+
+    with mock.patch.object(PPOTrainer, phase, watched):
+        yield
