@@ -229,9 +229,10 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path):
         train(folder, tmp_path, [shout, constant], reward_weights=(1.0,))
 
 
-def test_the_package_names_what_trl_names_and_nothing_else():
+def test_the_package_names_what_trl_names_and_what_loads_a_critic():
     import rlhf.ppo
 
-    assert set(rlhf.ppo.__all__) == {"PPOConfig", "PPOTrainer"}
+    assert set(rlhf.ppo.__all__) == {"PPOConfig", "PPOTrainer", "load_critic"}
+    assert all(callable(getattr(rlhf.ppo, name)) for name in rlhf.ppo.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'PPOTrianer'"):
         _ = rlhf.ppo.PPOTrianer
