@@ -24,13 +24,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhf.models import kernels
 from rlhf.models.packed import PackedRows
+from rlhf.models.rounding import rounded_factors
 
 NAME = "sdpa_short_rows"
 LONGEST = {torch.float32: 160, torch.bfloat16: 512}  # tokens up to which matrix products win
 
 
 class _MatrixAttention(torch.autograd.Function):
-    """softmax(q k' / sqrt(d) + mask) v, its scores in float32 at least, its other products in `dtype`.
+    """softmax(q k' / sqrt(d) + mask) v, its products in `dtype`, but the scores' sums in float32 at least.
 
     q is (B, H, T, d), k and v are (B, K, T, d); heads that share keys share an entry of the products' batch.
     """
@@ -39,13 +40,12 @@ class _MatrixAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         (rows, heads, length, size), shared = q.shape, q.shape[1] // k.shape[1]
         wide = torch.promote_types(dtype, torch.float32)
+        mask = torch.full((length, length), -torch.inf, dtype=wide).triu_(1) if mask is None else mask[:, :, None]
         q, k, v = q.reshape(-1, shared * length, size), k.reshape(-1, length, size), v.reshape(-1, length, size)
         ctx.scale = size**-0.5
-        scores = torch.bmm(q.to(wide) * ctx.scale, k.to(wide).transpose(1, 2)).view(rows, -1, shared, length, length)
-        if mask is None:
-            weights = kernels.causal_softmax(scores, dtype)
-        else:
-            weights = scores.add_(mask[:, :, None]).softmax(-1).to(dtype)
+        with rounded_factors(dtype == torch.bfloat16):
+            scores = torch.bmm(q.to(wide), k.to(wide).transpose(1, 2)).view(rows, -1, shared, length, length)
+        weights = torch.add(mask, scores, alpha=ctx.scale, out=scores).softmax(-1).to(dtype)
         q, k, v, weights = q.to(dtype), k.to(dtype), v.to(dtype), weights.view(-1, shared * length, length)
         ctx.save_for_backward(q, k, v, weights)
         return torch.bmm(weights, v).view(rows, heads, length, size)
@@ -56,7 +56,8 @@ class _MatrixAttention(torch.autograd.Function):
         (rows, heads, length, size), kept = grad.shape, k.shape[0] // grad.shape[0]
         grad = grad.to(weights.dtype).reshape(q.shape)
         v_grad = torch.bmm(weights.transpose(1, 2), grad)
-        scores_grad = kernels.softmax_backward(torch.bmm(grad, v.transpose(1, 2)), weights, ctx.scale)
+        weights_grad = torch.bmm(grad, v.transpose(1, 2))
+        scores_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype).mul_(ctx.scale)
         q_grad, k_grad = torch.bmm(scores_grad, k), torch.bmm(scores_grad.transpose(1, 2), q)
         return (
             q_grad.view(rows, heads, length, size),

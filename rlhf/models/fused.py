@@ -119,7 +119,7 @@ class _AttentionInputs(torch.autograd.Function):
                 epsilon: float, scales: Sequence[float], norm: Tensor,
                 *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         ctx.dtype, ctx.scales, ctx.dtypes, ctx.rows = dtype, scales, _dtypes(tensors), rows
-        cast = _cast(tensors, dtype)
+        x, norm, cast = x.detach(), norm.detach(), _cast(tensors, dtype)
         normed, inverse = kernels.rms_norm(x, norm, epsilon, dtype)
         products = [_project(normed, by) for by in _regroup(cast, scales)]
         query, key, value = (product.view(len(x), -1, size) for product, _ in products)
@@ -155,7 +155,7 @@ class _BlockOutput(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, attended: Tensor, dtype: torch.dtype, epsilon: float, scales: Sequence[float],
                 norm: Tensor, *tensors: Tensor | None) -> Tensor:  # fmt: skip
         ctx.dtype, ctx.scales, ctx.dtypes = dtype, scales, _dtypes(tensors)
-        cast = _cast(tensors, dtype)
+        x, norm, cast = x.detach(), norm.detach(), _cast(tensors, dtype)
         output, gate, up, down = _regroup(cast, scales)
         attended_output, narrow_output = _project(attended, output)
         middle, normed, inverse = kernels.add_rms_norm(x, attended_output, norm, epsilon, dtype)

@@ -1,10 +1,10 @@
-"""The element-wise parts of a Llama block, forward and backward, each a function of tensors.
+"""The element-wise parts of a language model, forward and backward, each a function of tensors.
 
-Between the matrix products of a block stand norms, rotations, gates and softmaxes. Run operation by operation they cost
-a CPU more time than the products, because every operation reads and writes memory; `compile_kernels` lets torch.compile
-make one pass of each function. The formulas are the same either way.
+Between the matrix products stand norms, rotations, gates and the softmax over the vocabulary. Run operation by
+operation they cost a CPU more time than the products, because every operation reads and writes memory;
+`compile_kernels` lets torch.compile make one pass of each function. The formulas are the same either way.
 
-Notation: n tokens in b rows of at most l, D hidden size, H heads of size d.
+Notation: n tokens in b rows of at most l, D hidden size, H heads of size d, V tokens of the vocabulary.
 """
 
 import os
@@ -137,14 +137,18 @@ def gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tens
 
 
 @_kernel
-def causal_softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
-    """Softmax over the last axis of (m, shared, l, l), of what stands at or before a query's own position."""
-    length = scores.shape[-1]
-    columns = torch.arange(length, device=scores.device)
-    return torch.where(columns <= columns[:, None], scores, -torch.inf).softmax(-1).to(dtype)
+def target_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Compute log softmax(logits / temperature) at the targets, (n,), from logits (n, V)."""
+    scaled = logits / temperature
+    return scaled.gather(-1, targets[:, None]).squeeze(-1) - scaled.logsumexp(-1)
 
 
 @_kernel
-def softmax_backward(grad: Tensor, weights: Tensor, scale: float) -> Tensor:
-    """Compute s * w * (g - sum(w * g)), the gradient of the products behind a softmax of s times them."""
-    return torch._softmax_backward_data(grad, weights, -1, weights.dtype) * scale
+def target_logprobs_and_gradient(logits: Tensor, targets: Tensor, temperature: float, gradient: Tensor) -> Tensor:
+    """Compute `target_logprobs`, and write onehot(target) - softmax(logits / temperature) to `gradient` (n, V)."""
+    scaled = logits / temperature
+    normaliser = scaled.logsumexp(-1, keepdim=True)
+    logprobs = scaled.gather(-1, targets[:, None]) - normaliser
+    gradient.copy_(scaled.sub_(normaliser).exp_().neg_())
+    gradient.scatter_(-1, targets[:, None], -torch.expm1(logprobs).to(gradient.dtype))
+    return logprobs.squeeze(-1)

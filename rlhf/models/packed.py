@@ -1,6 +1,6 @@
 """Rows of different lengths laid end to end, so that only attention ever sees padding.
 
-Notation: b rows, n tokens of all rows together, l tokens of the longest.
+Notation: b rows, n tokens of all rows together, l columns of the padded rows.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,9 @@ class PackedRows:
 
     @cached_property
     def width(self) -> int:
-        """Tokens of the longest row."""
-        return int(self.lengths.max())
+        """Columns of the padded rows: tokens of the longest, above 16 rounded up to a multiple of 16."""
+        longest = int(self.lengths.max())
+        return longest if longest <= 16 else -(-longest // 16) * 16
 
     @cached_property
     def starts(self) -> Tensor:

@@ -3,8 +3,6 @@
 Trainers run it under autocast, so trained weights, their gradients and the optimizer stay float32.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,25 +31,6 @@ def prepare_for_training(model: Any, config: ModelConfig, *, sharded: bool) -> N
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.ndim == 2 and id(parameter) not in apart:
             parameter.data = parameter.data.to(torch.bfloat16)
-
-
-@contextmanager
-def rounded_factors(enabled: bool) -> Iterator[None]:
-    """Let float32 matrix products on a CPU round their factors to bfloat16; sums and results stay float32.
-
-    Logits made so keep more digits than those of autocast, whose results are bfloat16 too, and take half the time of
-    float32 products where the processor multiplies bfloat16 (two cores with AMX, 512 x 256 x 8,192: 310 against
-    150 GFLOP/s). Nothing changes on other processors, and on GPUs.
-    """
-    if not enabled:
-        yield
-        return
-    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before, settings.fp32_precision = settings.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
 
 
 def _output_layer(model: Any) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf.models.precision import rounded_factors
+from rlhf.models import kernels
+from rlhf.models.rounding import rounded_factors
 from rlhf.ppo import head
 
 CHUNK_ELEMENTS = 4 * 2**20  # logits made at once; 16 MiB in float32, which the allocator hands out again
@@ -42,70 +43,68 @@ def logprobs_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T + bias) at the targets, in chunks.
+    """log softmax((hidden @ weight.T + bias) / temperature) at the targets, in chunks.
 
-    With z the logits, d log p(y) / dz = onehot(y) - p. The gradient from above only scales its rows: so it is made in
-    the forward pass, where the logits are at hand, and scaled in the hidden states, which are narrow.
+    With z the logits, d log p(y) / dz = (onehot(y) - p) / temperature. The gradient from above only scales its rows: so
+    it is made in the forward pass, where the logits are at hand, and scaled in the hidden states, which are narrow. The
+    backward pass multiplies all that was kept at once, and makes the rest again chunk by chunk.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float,
                 gradient_dtype: torch.dtype) -> Tensor:  # fmt: skip
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
-        room = KEPT_ELEMENTS if any(ctx.needs_input_grad) else -1
-        normaliser = torch.empty(len(hidden), dtype=_compute_dtype(hidden), device=hidden.device)
-        logprobs = torch.empty_like(normaliser)
-        kept = []
-        for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
-            logits = _logits(hidden[part], weight, bias, temperature, gradient_dtype)  # (rows, V)
-            normaliser[part] = logits.logsumexp(-1)
-            logprobs[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normaliser[part]
-            room -= logits.numel()  # below zero once a chunk did not fit: what is kept are the first chunks
-            if room >= 0:
-                kept.append(_logprob_gradient(logits, normaliser[part], targets[part]).to(gradient_dtype))
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, *kept)
-        ctx.temperature, ctx.rows, ctx.gradient_dtype = temperature, rows, gradient_dtype
+        vocabulary = weight.shape[0]
+        rows = max(1, CHUNK_ELEMENTS // vocabulary)
+        room = KEPT_ELEMENTS // vocabulary if any(ctx.needs_input_grad) else 0
+        # Whole chunks are kept, the first ones.
+        kept_rows = len(hidden) if room >= len(hidden) else room // rows * rows
+        kept = hidden.new_empty(kept_rows, vocabulary, dtype=gradient_dtype)
+        logprobs = torch.empty(len(hidden), dtype=_compute_dtype(hidden), device=hidden.device)
+        for part in _parts(0, len(hidden), rows):
+            logits = _logits(hidden[part], weight, bias, gradient_dtype)  # (rows, V)
+            if part.stop <= kept_rows:
+                logprobs[part] = kernels.target_logprobs_and_gradient(logits, targets[part], temperature, kept[part])
+            else:
+                logprobs[part] = kernels.target_logprobs(logits, targets[part], temperature)
+        ctx.save_for_backward(hidden, weight, bias, targets, kept)
+        ctx.temperature, ctx.rows = temperature, rows
         return logprobs
 
     @staticmethod
     def backward(ctx: Any, logprob_grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normaliser, *kept = ctx.saved_tensors
-        hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        weight_grad = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.needs_input_grad[1] else None
-        bias_grad = torch.zeros_like(bias, dtype=normaliser.dtype) if bias is not None else None
-        scale = (logprob_grad / ctx.temperature).to(ctx.gradient_dtype)[:, None]
-        scaled, factor = hidden.to(ctx.gradient_dtype) * scale, weight.to(ctx.gradient_dtype)
-        for number, start in enumerate(range(0, len(hidden), ctx.rows)):
-            part = slice(start, start + ctx.rows)
-            if number < len(kept):
-                grad = kept[number]
+        hidden, weight, bias, targets, kept = ctx.saved_tensors
+        scale = (logprob_grad / ctx.temperature).to(kept.dtype)[:, None]
+        scaled, factor = hidden.to(kept.dtype) * scale, weight.to(kept.dtype)
+        hidden_grad, weight_grad, bias_grad = torch.empty_like(hidden), None, None
+        for part in (slice(0, len(kept)), *_parts(len(kept), len(hidden), ctx.rows)):
+            if part.stop <= len(kept):
+                grad = kept
             else:
-                logits = _logits(hidden[part], weight, bias, ctx.temperature, ctx.gradient_dtype)
-                grad = _logprob_gradient(logits, normaliser[part], targets[part]).to(ctx.gradient_dtype)
-            if hidden_grad is not None:
+                logits = _logits(hidden[part], weight, bias, kept.dtype)
+                grad = torch.empty_like(logits, dtype=kept.dtype)
+                kernels.target_logprobs_and_gradient(logits, targets[part], ctx.temperature, grad)
+            if ctx.needs_input_grad[0]:
                 hidden_grad[part] = (grad @ factor) * scale[part]
-            if weight_grad is not None:
-                weight_grad += grad.T @ scaled[part]
-            if bias_grad is not None:
-                bias_grad += (grad.T @ scale[part]).squeeze(-1)
-        grads = zip((hidden_grad, weight_grad, bias_grad), (hidden, weight, bias), strict=True)
-        return *(None if grad is None else grad.to(like.dtype) for grad, like in grads), None, None, None
+            if ctx.needs_input_grad[1]:
+                weight_grad = _add(weight_grad, grad.T @ scaled[part], like=weight)
+            if ctx.needs_input_grad[2]:
+                bias_grad = _add(bias_grad, (grad.T @ scale[part]).squeeze(-1), like=bias)
+        return hidden_grad if ctx.needs_input_grad[0] else None, weight_grad, bias_grad, None, None, None
 
 
-def _logprob_gradient(logits: Tensor, normaliser: Tensor, targets: Tensor) -> Tensor:
-    """onehot(y) - p, (rows, V); overwrites the logits."""
-    negative = logits.sub_(normaliser[:, None]).exp_().neg_()
-    return negative.scatter_add_(-1, targets[:, None], torch.ones_like(negative[:, :1]))
+def _parts(start: int, stop: int, rows: int) -> list[slice]:
+    return [slice(first, min(first + rows, stop)) for first in range(start, stop, rows)]
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, gradient_dtype: torch.dtype
-) -> Tensor:
+def _add(total: Tensor | None, addend: Tensor, like: Tensor) -> Tensor:
+    addend = addend.to(like.dtype)
+    return addend if total is None else total.add_(addend)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_dtype: torch.dtype) -> Tensor:
     dtype = _compute_dtype(hidden)
     with rounded_factors(gradient_dtype == torch.bfloat16):
-        logits = nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    return logits.div_(temperature) if temperature != 1 else logits
+        return nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _chunk_through_module(

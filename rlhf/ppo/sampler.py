@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from rlhf.errors import ModelError
 from rlhf.models import fast_trunk
-from rlhf.models.precision import rounded_factors
+from rlhf.models.rounding import rounded_factors
 from rlhf.ppo import head
 from rlhf.ppo.cache import SlotCache
 from rlhf.ppo.noise import uniforms

@@ -41,7 +41,9 @@ def make_token_source(
     """Play the prompts of a tokenised data set, scored by TRL's kind of reward."""
     rewards, weights = reward_list(reward_model, args.reward_weights)
     batch_size = args.local_rollout_forward_batch_size
-    return TokenDatasetSource(dataset, tokenizer, lengths, rewards, weights, args.stop_strings, batch_size)
+    return TokenDatasetSource(
+        dataset, tokenizer, lengths, rewards, weights, args.stop_strings, batch_size, bf16=bool(args.bf16)
+    )
 
 
 def make_policy(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:

@@ -38,6 +38,7 @@ class TokenDatasetSource:
         weights: One for each.
         stop_strings: Text before which a response is cut.
         batch_size: Conversations that a module reads at once.
+        bf16: Whether modules run under bfloat16 autocast.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class TokenDatasetSource:
         weights: Sequence[float],
         stop_strings: Sequence[str] = (),
         batch_size: int = 64,
+        *,
+        bf16: bool = False,
     ) -> None:
         self.prompts = [_without_padding(row, tokenizer.pad_token_id) for row in dataset]
         if not self.prompts:
@@ -59,7 +62,7 @@ class TokenDatasetSource:
         self.tokenizer = tokenizer
         self.lengths = lengths
         self.stop_strings = stop_strings
-        self.token_rewards = {id(r): TokenReward(r, batch_size) for r in rewards if isinstance(r, nn.Module)}
+        self.token_rewards = {id(r): TokenReward(r, batch_size, bf16) for r in rewards if isinstance(r, nn.Module)}
         components = [
             Component(name=name, function=self.token_rewards.get(id(reward), reward), weight=weight)
             for name, reward, weight in zip(_names(rewards), rewards, weights, strict=True)
@@ -128,15 +131,18 @@ class TokenDatasetSource:
 class TokenReward:
     """A module that reads token ids, in the form of a reward function: it is told the conversations beforehand."""
 
-    def __init__(self, module: nn.Module, batch_size: int) -> None:
+    def __init__(self, module: nn.Module, batch_size: int, bf16: bool) -> None:
         self.module = module
         self.batch_size = batch_size
+        self.bf16 = bf16
         self.conversations: Sequence[Sequence[int]] = []
 
     def __call__(self, *_: Any, **__: Any) -> list[float | None]:
         """Score the conversations."""
         parts = range(0, len(self.conversations), self.batch_size)
-        scores = [score_tokens(self.module, self.conversations[i : i + self.batch_size]) for i in parts]
+        device = next(self.module.parameters()).device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            scores = [score_tokens(self.module, self.conversations[i : i + self.batch_size]) for i in parts]
         return np.concatenate(scores).tolist()  # type: ignore[no-any-return]
 
 

@@ -12,8 +12,8 @@ _MERGED = ("rollout_policy::test_the_merged_copy_answers_as_the_adapted_policy",
 
 FAULTS = (
     Fault(
-        "logits-without-temperature", "logprobs.py",
-        "return logits.div_(temperature) if temperature != 1 else logits", "return logits",
+        "logits-without-temperature", "models/kernels.py",
+        "scaled = logits / temperature\n    return", "scaled = logits * 1.0\n    return",
         "the ratio is that of another policy than the one that sampled", _PLAIN_LAYER,
     ),
     Fault(
@@ -35,12 +35,13 @@ FAULTS = (
     ),
     Fault(
         "weight-gradient-of-the-last-chunk", "logprobs.py",
-        "weight_grad += grad.T", "weight_grad = grad.T",
+        "addend if total is None else total.add_(addend)", "addend",
         "one chunk of tokens trains the output layer", _PLAIN_LAYER,
     ),
     Fault(
         "probabilities-of-the-wrong-token", "logprobs.py",
-        "logits.gather(-1, targets[part, None])", "logits.gather(-1, targets[: len(logits), None])",
+        "kernels.target_logprobs(logits, targets[part], temperature)",
+        "kernels.target_logprobs(logits, targets[: len(logits)], temperature)",
         "later chunks are read at the first chunk's tokens", _PLAIN_LAYER,
     ),
     Fault(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.models.precision import rounded_factors
+from rlhf.models.rounding import rounded_factors
 
 
 def test_rounded_factors_touch_float32_products_and_nothing_behind_them() -> None:
