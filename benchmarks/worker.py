@@ -37,6 +37,7 @@ def measure(shape: str, mode: str, iterations: int, seed: int, policy: Path | No
     phases = {phase: sum(record[f"seconds/{phase}"] for record in counted) / len(counted) for phase in PHASES}
     return {
         "seconds": sum(phases.values()),
+        "first_seconds": sum(records[0][f"seconds/{phase}"] for phase in PHASES),
         "phases": phases,
         "prompt_tokens": sum(len(row) for row in roles.prompts["input_ids"]),
         "response_tokens": sum(record["response_tokens"] for record in counted) / len(counted),

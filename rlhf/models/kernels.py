@@ -94,7 +94,7 @@ def rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, sources: Tensor, dtype: to
     """
     first, second = x.to(cos.dtype).chunk(2, -1)
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(dtype)
-    return turned[sources].view(-1, length, *turned.shape[1:]).transpose(1, 2).contiguous()
+    return _padded(turned, sources, length)
 
 
 @_kernel
@@ -107,7 +107,12 @@ def rotate_heads_backward(grad: Tensor, cos: Tensor, sin: Tensor, slots: Tensor,
 @_kernel
 def split_heads(x: Tensor, sources: Tensor, length: int) -> Tensor:
     """(n, H, d) as padded rows (b, H, l, d); what stands in the padding means nothing."""
-    return x[sources].view(-1, length, *x.shape[1:]).transpose(1, 2).contiguous()
+    return _padded(x, sources, length)
+
+
+def _padded(x: Tensor, sources: Tensor, length: int) -> Tensor:
+    rows = x if length == 1 else x[sources]
+    return rows.view(-1, length, *x.shape[1:]).transpose(1, 2).contiguous()
 
 
 @_kernel

@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+EVEN_FROM, EVEN = 256, 64  # more tokens than this are made a multiple of that, see `PackedRows.evened`
+
 
 @dataclass(frozen=True)
 class PackedRows:
@@ -22,6 +24,24 @@ class PackedRows:
         """Drop the padding on the right of rows (b, l)."""
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
         return cls(input_ids[real], lengths)
+
+    def evened(self) -> "PackedRows":
+        """Add rows that nobody reads, of token 0, until a CPU gets n in multiples of 64.
+
+        oneDNN writes machine code for every new shape of a matrix product, which takes longer than the product (two
+        cores, bfloat16, 1,001 to 1,040 rows x 256 x 688: 7.5 ms the first time, then 0.6), and microbatches of rows of
+        different lengths hardly ever have as many tokens as another one.
+        """
+        missing = -len(self.input_ids) % EVEN
+        if not missing or len(self.input_ids) <= EVEN_FROM or self.input_ids.device.type != "cpu":
+            return self
+        longest = int(self.lengths.max())
+        rows, rest = divmod(missing, longest)
+        lengths = [longest] * rows + [rest] * (rest > 0)
+        return PackedRows(
+            torch.cat([self.input_ids, self.input_ids.new_zeros(missing)]),
+            torch.cat([self.lengths, self.lengths.new_tensor(lengths)]),
+        )
 
     @cached_property
     def width(self) -> int:

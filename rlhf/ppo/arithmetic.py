@@ -85,6 +85,11 @@ class BatchArithmetic:
         return self.responses // self.minibatches
 
     @property
+    def process_minibatch_responses(self) -> int:
+        """Responses of one minibatch that a process takes at most."""
+        return ceil(self.minibatch_responses / self.processes)
+
+    @property
     def iteration_steps(self) -> int:
         """Optimizer steps of one iteration."""
         return self.steps(self.responses)
@@ -103,7 +108,7 @@ class BatchArithmetic:
     def microbatches(self) -> tuple[int, int]:
         """Fewest and most microbatches of one minibatch, for each process."""
         if self.microbatch_tokens is None:
-            return 1, ceil(ceil(self.minibatch_responses / self.processes) / self.microbatch_rows)
+            return 1, ceil(self.process_minibatch_responses / self.microbatch_rows)
         return microbatch_bounds(
             self.minibatch_responses, self.processes, self.microbatch_tokens, self.shortest, self.longest
         )

@@ -46,7 +46,7 @@ class Microbatch:
     """The rows of one forward and backward pass, and where their t response tokens stand among their n tokens."""
 
     rows: Tensor  # (b,) rows of the batch
-    tokens: PackedRows  # the n tokens of these rows, end to end
+    tokens: PackedRows  # the n tokens of these rows, end to end, and perhaps more rows that nobody reads
     predictors: Tensor  # (t,) the token whose hidden state predicts each response token
     last: Tensor  # (b,) each row's last token
     targets: Tensor  # (t,) the response tokens
@@ -131,7 +131,7 @@ def _microbatch(batch: Batch, part: list[int], counts: bool) -> Microbatch:
     chosen = (tokens.starts[:, None] + batch.positions[rows])[batch.mask[rows]]
     return Microbatch(
         rows=rows,
-        tokens=tokens,
+        tokens=tokens.evened(),
         predictors=chosen - 1,  # the state before a token predicts it
         last=tokens.starts + tokens.lengths - 1,
         targets=tokens.input_ids[chosen],

@@ -5,7 +5,6 @@ The numbers themselves are those of `arithmetic`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
 
 from rich import box
 from rich.console import Console
@@ -101,10 +100,10 @@ def _explain_minibatches(n: BatchArithmetic) -> Iterator[Line]:
         "a microbatch is as wide as its longest conversation",
     )  # fmt: skip
     fewest, most = n.microbatches
-    share = ceil(n.minibatch_responses / n.processes)
     yield Line(
         "microbatches per minibatch", f"{fewest}" if fewest == most else f"{fewest} to {most}",
-        f"{share} responses of a process, as many at a time as fit into {n.microbatch_tokens} tokens",
+        f"{n.process_minibatch_responses} responses of a process, "
+        f"as many at a time as fit into {n.microbatch_tokens} tokens",
         "ppo.microbatch_tokens", "the lengths of the responses decide; the gradients are added up",
     )  # fmt: skip
 

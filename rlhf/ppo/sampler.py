@@ -24,6 +24,7 @@ from rlhf.ppo.cache import SlotCache
 from rlhf.ppo.noise import uniforms
 
 _BLOCK = 256  # tokens summed together when the cumulative distribution is searched
+_EVEN = 8  # rows of a step are a multiple of this
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,10 @@ class Sampler:
     def next_tokens(
         self, hidden: Tensor, uniform: NDArray[np.float64], banned: NDArray[np.bool_]
     ) -> tuple[Tensor, Tensor]:
-        """Draw a token for each row of hidden states (n, d); `banned` rows may not stop yet."""
+        """Draw a token for each of the first rows of hidden states (m, d); `banned` rows may not stop yet."""
         layer: Any = head.output_layer(self.policy)
         with rounded_factors(self.dtype == torch.bfloat16):
-            logits = head.scale_logits(self.policy, layer(hidden.to(layer.weight.dtype)))
+            logits = head.scale_logits(self.policy, layer(hidden.to(layer.weight.dtype))[: len(uniform)])
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.parameters.temperature != 1:
             logits = logits / self.parameters.temperature
@@ -188,7 +189,8 @@ class _Decoding:
         self._sample(output.last_hidden_state[torch.arange(len(admitted)), lengths - 1], first)
 
     def _step(self) -> None:
-        active = len(self.rows)
+        # Free rows take part for nothing: a CPU writes new code for products of each number of rows, see `evened`.
+        active = min(-(-len(self.rows) // _EVEN) * _EVEN, self.cache.rows)
         mask = self.cache.begin_step(active, self.sampler.dtype)
         positions = self.cache.lengths[:active].clone()
         if self.fast:
@@ -202,7 +204,7 @@ class _Decoding:
                 use_cache=True,
             )
             hidden = output.last_hidden_state[:, -1]
-        self.cache.lengths[:active] += 1
+        self.cache.lengths[: len(self.rows)] += 1
         self._sample(hidden, 0)
 
     def _sample(self, hidden: Tensor, first: int) -> None:
@@ -239,4 +241,5 @@ class _Decoding:
             self.cache.move(last, row)
             self.rows[row] = self.rows[last]
             self.last_token[row] = self.last_token[last]
+        self.cache.lengths[last] = 0  # a free row sees its own token alone
         self.rows.pop()

@@ -167,7 +167,7 @@ def score_tokens(module: Any, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, 
     device = next(module.parameters()).device
     lengths = torch.tensor([len(row) for row in rows], device=device)
     tokens = PackedRows(torch.tensor([token for row in rows for token in row], device=device), lengths)
-    hidden = head.hidden_states(module, tokens)[tokens.starts + lengths - 1]
+    hidden = head.hidden_states(module, tokens.evened())[tokens.starts + lengths - 1]
     scores: np.ndarray[Any, np.dtype[np.float64]] = module.score(hidden).squeeze(-1).double().cpu().numpy()
     return scores
 
