@@ -40,7 +40,7 @@ class _MatrixAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         (rows, heads, length, size), shared = q.shape, q.shape[1] // k.shape[1]
         wide = torch.promote_types(dtype, torch.float32)
-        mask = torch.full((length, length), -torch.inf, dtype=wide).triu_(1) if mask is None else mask[:, :, None]
+        mask = _causal(length, wide, q.device) if mask is None else mask[:, :, None]
         q, k, v = q.reshape(-1, shared * length, size), k.reshape(-1, length, size), v.reshape(-1, length, size)
         ctx.scale = size**-0.5
         with rounded_factors(dtype == torch.bfloat16):
@@ -66,6 +66,11 @@ class _MatrixAttention(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _causal(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to scores (l, l), so that nothing sees what comes after it."""
+    return torch.full((length, length), -torch.inf, dtype=dtype, device=device).triu_(1)
 
 
 def matrix_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -40,6 +40,18 @@ def test_padding_and_packing_undo_each_other(lengths: list[int]) -> None:
     assert torch.equal(rows.pack(again), rows.input_ids)
 
 
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=12))
+def test_evened_rows_are_followed_by_rows_that_nobody_reads(lengths: list[int]) -> None:
+    rows = PackedRows.from_padded(*padded(lengths))
+    evened, tokens = rows.evened(), sum(lengths)
+    assert len(evened.input_ids) == (tokens if tokens <= 256 else -(-tokens // 64) * 64)
+    assert torch.equal(evened.input_ids[:tokens], rows.input_ids)
+    assert not evened.input_ids[tokens:].any()
+    assert evened.lengths[: len(lengths)].tolist() == lengths
+    assert int(evened.lengths.sum()) == len(evened.input_ids)
+    assert int(evened.lengths.max()) == max(lengths)
+
+
 def test_padding_holds_tokens_of_its_own_row() -> None:
     rows = PackedRows(torch.tensor([7, 8, 9, 5]), torch.tensor([3, 1]))
     assert rows.pad(rows.input_ids).tolist() == [[7, 8, 9], [5, 5, 5]]

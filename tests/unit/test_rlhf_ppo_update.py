@@ -9,6 +9,7 @@ import torch
 from ppo_helpers import exact, make_trainer, random_episodes, record_steps, tiny, weights
 from transformers import LlamaForSequenceClassification
 
+from rlhf.models import packed
 from rlhf.ppo.batch import microbatches
 from rlhf.ppo.update import minibatch_rows
 
@@ -102,6 +103,18 @@ def test_oracle_12_microbatches_do_not_change_the_gradient(tmp_path, separate):
     assert max(float(grad.abs().max()) for grad in recorded[0].values()) > 1e-2
     for other in recorded[1:]:
         assert largest_difference(recorded[0], other) < 1e-12
+
+
+def test_rows_that_nobody_reads_change_no_gradient(tmp_path, monkeypatch):
+    trainer, batch = trainer_and_batch(tmp_path, separate=True)
+    batch, recorded = perturbed(batch), record_steps(trainer)
+    trainer.update(batch, iteration=0)
+    monkeypatch.setattr(packed, "EVEN_FROM", 0)
+    (evened,) = microbatches(batch, range(8), budget=10**6)
+    assert len(evened.tokens.input_ids) % packed.EVEN == 0
+    assert len(evened.tokens.lengths) > len(batch)
+    trainer.update(batch, iteration=0)
+    assert largest_difference(*recorded) < 1e-12
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30])

@@ -23,6 +23,22 @@ FAULTS = (
         _MODULES,
     ),
     Fault(
+        "one-filler-too-few",
+        "models/packed.py",
+        "missing = -len(self.input_ids) % EVEN",
+        "missing = -len(self.input_ids) % EVEN - 1",
+        "microbatches still have as many different sizes",
+        ("update::test_rows_that_nobody_reads_change_no_gradient",),
+    ),
+    Fault(
+        "fillers-read-as-last-tokens",
+        "batch.py",
+        "last=tokens.starts + tokens.lengths - 1",
+        "last=tokens.evened().starts + tokens.evened().lengths - 1",
+        "values behind the last token have more rows than the microbatch",
+        ("update::test_rows_that_nobody_reads_change_no_gradient",),
+    ),
+    Fault(
         "norm-without-mean-in-its-gradient",
         "models/kernels.py",
         "straight + (scaled - unit * along) * inverse",
@@ -57,8 +73,8 @@ FAULTS = (
     Fault(
         "attention-looks-ahead",
         "models/attention.py",
-        "dtype=wide).triu_(1)",
-        "dtype=wide).triu_(2)",
+        "device=device).triu_(1)",
+        "device=device).triu_(2)",
         "a token sees the one that it predicts",
         _MODULES,
     ),
