@@ -26,6 +26,7 @@ def runs():
         mode: [
             {
                 "seconds": one,
+                "first_seconds": 2 * one,
                 "phases": dict.fromkeys(PHASES, one / 3),
                 "prompt_tokens": 100,
                 "response_tokens": 200.0,

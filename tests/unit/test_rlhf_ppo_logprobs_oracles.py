@@ -27,3 +27,15 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(monkeypatch, kep
     expected = gradients(policy, monkeypatch, 10**6, 0)
     for got, wanted in zip(gradients(policy, monkeypatch, 5, kept_tokens), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 99])
+def test_scoring_without_gradients_gives_the_plain_values_in_any_chunks(monkeypatch, chunk_tokens):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk_tokens * V)
+    policy, generator = exact(tiny()), torch.Generator().manual_seed(1)
+    hidden = torch.randn(N, 16, generator=generator, dtype=torch.float64)
+    targets = torch.randint(V, (N,), generator=generator)
+    with torch.no_grad():
+        got, _ = token_logprobs(policy, hidden, targets, 0.7)
+        plain = (policy.get_output_embeddings()(hidden) / 0.7).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    torch.testing.assert_close(got, plain, atol=1e-12, rtol=0)

@@ -3,6 +3,8 @@
 from ..fault import Fault
 
 _LITERAL = ("update::test_the_gradient_is_the_literal_mean_over_the_minibatchs_tokens",)
+_SCORED = ("logprobs_oracles::test_scoring_without_gradients_gives_the_plain_values_in_any_chunks",)
+_CHUNKS = ("logprobs_oracles::test_what_is_kept_for_the_backward_pass_changes_no_gradient",)
 _PLAIN_LAYER = ("logprobs::test_values_and_gradients_are_the_plain_ones",)
 _PLAIN = ("agreement::test_oracle_10_logprobs_are_those_of_the_plain_model",)
 _PROCESSES = ("processes",)
@@ -14,7 +16,7 @@ FAULTS = (
     Fault(
         "logits-without-temperature", "models/kernels.py",
         "scaled = logits / temperature\n    return", "scaled = logits * 1.0\n    return",
-        "the ratio is that of another policy than the one that sampled", _PLAIN_LAYER,
+        "the ratio is that of another policy than the one that sampled", _SCORED,
     ),
     Fault(
         "gradient-without-temperature", "logprobs.py",
@@ -36,13 +38,13 @@ FAULTS = (
     Fault(
         "weight-gradient-of-the-last-chunk", "logprobs.py",
         "addend if total is None else total.add_(addend)", "addend",
-        "one chunk of tokens trains the output layer", _PLAIN_LAYER,
+        "one chunk of tokens trains the output layer", _CHUNKS,
     ),
     Fault(
         "probabilities-of-the-wrong-token", "logprobs.py",
         "kernels.target_logprobs(logits, targets[part], temperature)",
         "kernels.target_logprobs(logits, targets[: len(logits)], temperature)",
-        "later chunks are read at the first chunk's tokens", _PLAIN_LAYER,
+        "later chunks are read at the first chunk's tokens", _SCORED,
     ),
     Fault(
         "value-behind-the-token", "actor_critic.py",
