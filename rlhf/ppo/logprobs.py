@@ -52,10 +52,10 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float,
-                gradient_dtype: torch.dtype) -> Tensor:  # fmt: skip
+                gradient_dtype: torch.dtype, differentiated: bool) -> Tensor:  # fmt: skip
         vocabulary = weight.shape[0]
         rows = max(1, CHUNK_ELEMENTS // vocabulary)
-        room = KEPT_ELEMENTS // vocabulary if any(ctx.needs_input_grad) else 0
+        room = KEPT_ELEMENTS // vocabulary if differentiated and any(ctx.needs_input_grad) else 0
         # Whole chunks are kept, the first ones.
         kept_rows = len(hidden) if room >= len(hidden) else room // rows * rows
         kept = hidden.new_empty(kept_rows, vocabulary, dtype=gradient_dtype)
@@ -89,7 +89,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 weight_grad = _add(weight_grad, grad.T @ scaled[part], like=weight)
             if ctx.needs_input_grad[2]:
                 bias_grad = _add(bias_grad, (grad.T @ scale[part]).squeeze(-1), like=bias)
-        return hidden_grad if ctx.needs_input_grad[0] else None, weight_grad, bias_grad, None, None, None
+        return hidden_grad if ctx.needs_input_grad[0] else None, weight_grad, bias_grad, None, None, None, None
 
 
 def _parts(start: int, stop: int, rows: int) -> list[slice]:
@@ -145,7 +145,13 @@ def token_logprobs(
     with torch.autocast(hidden.device.type, enabled=False):
         if head.is_plain(policy) and not entropy:
             logprobs: Tensor = _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
-                hidden, layer.weight, layer.bias, targets, temperature, gradient_dtype or _compute_dtype(hidden)
+                hidden,
+                layer.weight,
+                layer.bias,
+                targets,
+                temperature,
+                gradient_dtype or _compute_dtype(hidden),
+                torch.is_grad_enabled(),
             )
             return logprobs, torch.zeros_like(logprobs)
         rows = max(1, CHUNK_ELEMENTS // unwrapped_vocabulary(policy))
