@@ -5,7 +5,6 @@ adapter a matrix; everything else (other families, weights sharded by ZeRO-3, ac
 on modules) goes through the modules as ever, with the same numbers.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _epsilon(norm: Any) -> Any:
+def epsilon(norm: Any) -> Any:
     """Read what transformers' norms and torch's call differently."""
     return norm.eps if type(norm) is nn.RMSNorm else norm.variance_epsilon
 
@@ -75,51 +74,31 @@ def _projection(layer: Any) -> Projection:
     )
 
 
+def blocks(trunk: Any) -> list[tuple[Heads, FeedForward]]:
+    """Return the weights of all blocks of what `can_run` said yes to."""
+    found = []
+    for block in trunk.layers:
+        query, key, value, output, gate, up, down = map(_projection, _matrices(block))
+        before, behind = block.input_layernorm, block.post_attention_layernorm
+        found.append((
+            Heads(before.weight, epsilon(before), block.self_attn.head_dim, query, key, value),
+            FeedForward(output, behind.weight, epsilon(behind), gate, up, down),
+        ))  # fmt: skip
+    return found
+
+
 def run(trunk: Any, rows: PackedRows) -> Tensor:
     """Return the hidden states (n, D) of packed rows, in the precision of the embeddings or better.
 
     Matrix products are in bfloat16 where autocast says so, else in the precision of the weights.
     """
-
-    def attend(_: int, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
-        return causal_attention(query, key, value, rows, dtype)
-
-    return _run(trunk, rows, rows.positions, attend)
-
-
-def step(trunk: Any, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    """Return the hidden states (n, D) of one new token in each of n rows, and put its keys and values into the cache.
-
-    Args:
-        trunk: What `can_run` said yes to.
-        token_ids: (n,).
-        positions: (n,) where in its row each token stands.
-        mask: (n, 1, 1, columns), what is added to scores.
-        cache: A cache of transformers' kind.
-    """
-
-    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
-        keys, values = cache.update(key.to(dtype), value, layer)
-        attended = nn.functional.scaled_dot_product_attention(query.to(dtype), keys, values, mask, enable_gqa=True)
-        return attended.flatten(1)
-
-    return _run(trunk, PackedRows(token_ids, torch.ones_like(token_ids)), positions, attend)
-
-
-def _run(trunk: Any, rows: PackedRows, positions: Tensor, attend: Callable[..., Tensor]) -> Tensor:
-    """Run all blocks; `attend` gets the number of the block, its padded queries, keys and values, and a precision."""
     lowered = torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False):
         x = trunk.embed_tokens(rows.input_ids)
         dtype = torch.bfloat16 if lowered else x.dtype
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in trunk.rotary_emb(x, positions[None]))
-        for number, block in enumerate(trunk.layers):
-            query, key, value, output, gate, up, down = map(_projection, _matrices(block))
-            norm = block.input_layernorm
-            heads = Heads(norm.weight, _epsilon(norm), block.self_attn.head_dim, query, key, value)
-            attended = attend(number, *attention_inputs(x, heads, cos, sin, rows, dtype), dtype)
-            norm = block.post_attention_layernorm
-            layer = FeedForward(output, norm.weight, _epsilon(norm), gate, up, down)
+        cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in trunk.rotary_emb(x, rows.positions[None]))
+        for heads, layer in blocks(trunk):
+            attended = causal_attention(*attention_inputs(x, heads, cos, sin, rows, dtype), rows, dtype)
             x = block_output(x, attended, layer, dtype)
-        return nn.functional.rms_norm(x, x.shape[-1:], trunk.norm.weight.to(x.dtype), _epsilon(trunk.norm))
+        return nn.functional.rms_norm(x, x.shape[-1:], trunk.norm.weight.to(x.dtype), epsilon(trunk.norm))

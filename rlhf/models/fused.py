@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlhf.models import kernels
 from rlhf.models.packed import PackedRows
+from rlhf.models.products import times
 
 
 class Projection(NamedTuple):
@@ -41,7 +42,9 @@ def _regroup(tensors: Sequence[Any], scales: Sequence[float]) -> list[Projection
 
 def _project(x: Tensor, by: Projection) -> tuple[Tensor, Tensor | None]:
     """Return y (n, out) and, for the backward pass, x A' (n, r)."""
-    y = x @ by.weight.T if by.bias is None else torch.addmm(by.bias, x, by.weight.T)
+    y = times(x, by.weight.T)
+    if by.bias is not None:
+        y.add_(by.bias)
     if by.down is None or by.up is None:
         return y, None
     narrow = x @ by.down.T
@@ -53,7 +56,7 @@ def _input_gradient(grads: Sequence[Tensor], projections: Sequence[Projection]) 
     total: Tensor | None = None
     narrow_grads: list[Tensor | None] = []
     for grad, by in zip(grads, projections, strict=True):
-        total = grad @ by.weight if total is None else total.addmm_(grad, by.weight)
+        total = times(grad, by.weight, total)
         narrow_grad = None
         if by.down is not None and by.up is not None:
             narrow_grad = (grad @ by.up).mul_(by.scale)

@@ -12,6 +12,11 @@ from torch import Tensor
 EVEN_FROM, EVEN = 256, 64  # more tokens than this are made a multiple of that, see `PackedRows.evened`
 
 
+def rounded_up(number: int, multiple: int) -> int:
+    """Return the smallest multiple that is not less."""
+    return -(-number // multiple) * multiple
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """Token ids of several conversations, one behind the other."""
@@ -32,7 +37,7 @@ class PackedRows:
         cores, bfloat16, 1,001 to 1,040 rows x 256 x 688: 7.5 ms the first time, then 0.6), and microbatches of rows of
         different lengths hardly ever have as many tokens as another one.
         """
-        missing = -len(self.input_ids) % EVEN
+        missing = rounded_up(len(self.input_ids), EVEN) - len(self.input_ids)
         if not missing or len(self.input_ids) <= EVEN_FROM or self.input_ids.device.type != "cpu":
             return self
         longest = int(self.lengths.max())
@@ -47,7 +52,7 @@ class PackedRows:
     def width(self) -> int:
         """Columns of the padded rows: tokens of the longest, above 16 rounded up to a multiple of 16."""
         longest = int(self.lengths.max())
-        return longest if longest <= 16 else -(-longest // 16) * 16
+        return longest if longest <= 16 else rounded_up(longest, 16)
 
     @cached_property
     def starts(self) -> Tensor:

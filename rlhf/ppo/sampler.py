@@ -18,6 +18,8 @@ from transformers.cache_utils import DynamicCache
 
 from rlhf.errors import ModelError
 from rlhf.models import fast_trunk
+from rlhf.models.decoding import Decoder
+from rlhf.models.packed import rounded_up
 from rlhf.models.rounding import rounded_factors
 from rlhf.ppo import head
 from rlhf.ppo.cache import SlotCache
@@ -68,12 +70,13 @@ def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Token ids (n,) and their log-probabilities (n,) in nats.
     """
-    normaliser = logits.logsumexp(-1, keepdim=True)
-    probabilities = (logits - normaliser).exp()
-    padding = -probabilities.shape[1] % _BLOCK
-    blocks = nn.functional.pad(probabilities, (0, padding)).view(len(logits), -1, _BLOCK)  # (n, blocks, 256)
+    peak = logits.amax(-1, keepdim=True)
+    weights = (logits - peak).exp_()  # (n, V), probabilities but for a factor
+    if padding := -weights.shape[1] % _BLOCK:
+        weights = nn.functional.pad(weights, (0, padding))
+    blocks = weights.view(len(logits), -1, _BLOCK)  # (n, blocks, 256)
     # Two levels: the block in which u falls, then the token in that block; float64 keeps the sums exact enough.
-    cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    cumulative = blocks.sum(-1).double().cumsum(-1)
     target = uniform[:, None] * cumulative[:, -1:]
     block = (cumulative <= target).sum(-1, keepdim=True).clamp_(max=cumulative.shape[1] - 1)
     before = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0)), 0.0)
@@ -82,8 +85,8 @@ def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     # Rounding can leave no token above u at the very end of a block: then its last possible token is meant.
     last = _BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1)
     token = torch.where(exceeded.any(-1), exceeded.int().argmax(-1), last) + block.squeeze(-1) * _BLOCK
-    chosen = logits.gather(-1, token[:, None])
-    return token, (chosen - normaliser).squeeze(-1)
+    chosen = (logits.gather(-1, token[:, None]) - peak).squeeze(-1)
+    return token, chosen - cumulative[:, -1].log().to(chosen.dtype)
 
 
 def truncate(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
@@ -159,7 +162,7 @@ class _Decoding:
                 "shorten them, or choose a model with full attention"
             )
         self.trunk = head.trunk(sampler.policy)
-        self.fast = fast_trunk.can_run(self.trunk)
+        self.decoder = Decoder(self.trunk) if fast_trunk.can_run(self.trunk) else None
         self.cache = SlotCache(config.num_hidden_layers, rows, columns, sampler.device)
         self.rows: list[int] = []  # row -> request
         self.last_token = torch.zeros(rows, dtype=torch.long, device=sampler.device)
@@ -190,11 +193,11 @@ class _Decoding:
 
     def _step(self) -> None:
         # Free rows take part for nothing: a CPU writes new code for products of each number of rows, see `evened`.
-        active = min(-(-len(self.rows) // _EVEN) * _EVEN, self.cache.rows)
+        active = min(rounded_up(len(self.rows), _EVEN), self.cache.rows)
         mask = self.cache.begin_step(active, self.sampler.dtype)
         positions = self.cache.lengths[:active].clone()
-        if self.fast:
-            hidden = fast_trunk.step(self.trunk, self.last_token[:active], positions, mask, self.cache)
+        if self.decoder is not None:
+            hidden = self.decoder.step(self.last_token[:active], positions, mask, self.cache)
         else:
             output = self.trunk(
                 input_ids=self.last_token[:active, None],

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import (
+    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -21,8 +22,10 @@ from transformers import (
 from rlhf.errors import ModelError
 from rlhf.models import attention, fast_trunk, kernels
 from rlhf.models.adapters import wrap
+from rlhf.models.decoding import Decoder
 from rlhf.models.packed import PackedRows
 from rlhf.ppo import head
+from rlhf.ppo.cache import SlotCache
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -203,14 +206,38 @@ def test_compiling_without_a_compiler_says_what_to_do(monkeypatch: pytest.Monkey
     kernels.compile_kernels(False)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_decoding_gives_what_whole_rows_give(name: str) -> None:
+    """Three rows of 7 tokens, of which 1, 2 and 3 are there at the start."""
+    model, rows = MODELS[name](), torch.arange(3)
+    trunk, prefilled = head.trunk(model), DynamicCache()
+    ids = torch.randint(0, 40, (3, 7), generator=torch.Generator().manual_seed(0))
+    decoder, cache = Decoder(trunk), SlotCache(trunk.config.num_hidden_layers, 3, 9, torch.device("cpu"))
+    with torch.inference_mode():
+        expected = trunk(input_ids=ids).last_hidden_state
+        trunk(input_ids=ids[:, :3], past_key_values=prefilled, use_cache=True)
+        cache.insert(rows, prefilled, torch.tensor([1, 2, 3]))
+        for _ in range(4):
+            mask, columns = cache.begin_step(3, torch.float64), cache.lengths.clone()
+            hidden = decoder.step(ids[rows, columns], columns, mask, cache)
+            torch.testing.assert_close(hidden, expected[rows, columns], rtol=0, atol=1e-12)
+            cache.lengths += 1
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
 def test_compiled_kernels_give_the_same_numbers() -> None:
     gate, up = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).double()
-    plain = kernels.gated(gate, up), *kernels.rms_norm(gate, up[0], 1e-6, torch.float64)
+
+    def numbers() -> tuple[torch.Tensor, ...]:
+        gradient = torch.empty_like(gate)
+        logprobs = kernels.target_logprobs_and_gradient(gate.clone(), torch.arange(7) % 5, 0.7, gradient)
+        return kernels.gated(gate, up), *kernels.rms_norm(gate, up[0], 1e-6, torch.float64), logprobs, gradient
+
+    plain = numbers()
     kernels.compile_kernels(True)
     try:
-        compiled = kernels.gated(gate, up), *kernels.rms_norm(gate, up[0], 1e-6, torch.float64)
+        compiled = numbers()
     finally:
         kernels.compile_kernels(False)
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-12)

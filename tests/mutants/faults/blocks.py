@@ -4,6 +4,7 @@ from ..fault import Fault
 
 _MODULES = ("fast_trunk::test_values_and_gradients_are_those_of_the_modules",)
 _REFUSED = ("fast_trunk::test_everything_else_goes_through_the_modules",)
+_DECODING = ("fast_trunk::test_decoding_gives_what_whole_rows_give",)
 
 FAULTS = (
     Fault(
@@ -25,8 +26,8 @@ FAULTS = (
     Fault(
         "one-filler-too-few",
         "models/packed.py",
-        "missing = -len(self.input_ids) % EVEN",
-        "missing = -len(self.input_ids) % EVEN - 1",
+        "missing = rounded_up(len(self.input_ids), EVEN) - len(self.input_ids)",
+        "missing = rounded_up(len(self.input_ids), EVEN) - len(self.input_ids) - 1",
         "microbatches still have as many different sizes",
         ("update::test_rows_that_nobody_reads_change_no_gradient",),
     ),
@@ -109,6 +110,46 @@ FAULTS = (
         "(normed, ups_grad, narrow_up),\n            (normed, gates_grad, narrow_gate),",
         "two matrices of the feed-forward layer get each other's gradient",
         _MODULES,
+    ),
+    Fault(
+        "parts-overwrite-the-sum",
+        "models/products.py",
+        "torch.mm(factor, matrix, out=part) if onto is None else part.addmm_(factor, matrix)",
+        "torch.mm(factor, matrix, out=part)",
+        "queries' gradient is lost where keys' and values' are added to it",
+        ("products::test_products_are_added_in_place",),
+    ),
+    Fault(
+        "decoding-rotates-one-half",
+        "models/decoding.py",
+        "torch.cat([-first, second])",
+        "torch.cat([first, second])",
+        "the sampler sees other positions than the trainer",
+        _DECODING,
+    ),
+    Fault(
+        "decoding-shares-keys-crosswise",
+        "models/decoding.py",
+        ".reshape(len(keys), keys.shape[1], -1, heads.size)",
+        ".reshape(len(keys), -1, keys.shape[1], heads.size).transpose(1, 2)",
+        "heads read the keys of others in the sampler",
+        _DECODING,
+    ),
+    Fault(
+        "decoding-forgets-biases",
+        "models/decoding.py",
+        "y.add_(by.bias[:, None])",
+        "pass",
+        "Qwen2 samples from another policy than it trains",
+        _DECODING,
+    ),
+    Fault(
+        "decoding-forgets-adapters",
+        "models/decoding.py",
+        "y.addmm_(by.up, by.down @ x, alpha=by.scale)",
+        "pass",
+        "the reference policy speaks",
+        _DECODING,
     ),
     Fault(
         "scores-unscaled",

@@ -1,0 +1,88 @@
+"""One new token in each of several rows: what a Llama's blocks do in a decoding step, without autograd.
+
+A step has few tokens and all the weights to read. So tokens are columns here: weights are the left factors of all
+products, as they lie in memory, which takes a CPU half to two thirds of the time of x W' (see `products`).
+
+Notation: n rows, D hidden size, H heads of queries and K of keys, d head size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.models.fast_trunk import blocks, epsilon
+from rlhf.models.fused import FeedForward, Heads, Projection
+
+
+class Decoder:
+    """A trunk that decodes token by token; its weights must not change in the meantime.
+
+    Args:
+        trunk: What `fast_trunk.can_run` said yes to.
+    """
+
+    def __init__(self, trunk: Any) -> None:
+        self.trunk = trunk
+        self.blocks = blocks(trunk)
+
+    def step(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        """Return the hidden states (n, D) of the tokens, and put their keys and values into the cache.
+
+        Args:
+            token_ids: (n,).
+            positions: (n,) where in its row each token stands.
+            mask: (n, 1, 1, columns), what is added to scores.
+            cache: A cache of transformers' kind.
+        """
+        embedded = self.trunk.embed_tokens(token_ids)
+        x = embedded.T.to(torch.promote_types(embedded.dtype, torch.float32)).contiguous()  # (D, n)
+        cos, sin = (part[0].T.to(x.dtype) for part in self.trunk.rotary_emb(x, positions[None]))  # (d, n)
+        first, second = sin.chunk(2)
+        angles = cos, torch.cat([-first, second])
+        for number, (heads, layer) in enumerate(self.blocks):
+            attended = _attend(x, heads, angles, mask, cache, number, embedded.dtype)
+            x = _block_output(x, attended, layer)
+        norm = self.trunk.norm
+        return nn.functional.rms_norm(x.T, x.shape[:1], norm.weight.to(x.dtype), epsilon(norm))
+
+
+def _attend(
+    x: Tensor, heads: Heads, angles: tuple[Tensor, Tensor], mask: Tensor, cache: Any, number: int, dtype: torch.dtype
+) -> Tensor:
+    """Attention of the newest tokens (D, n) to their rows: (H * d, n) in `dtype`."""
+    normed = _rms_norm(x, heads.norm, heads.epsilon, dtype)
+    query, key, value = (
+        _project(by, normed).view(-1, heads.size, x.shape[1]) for by in (heads.query, heads.key, heads.value)
+    )
+    both, (cos, sin) = torch.cat([query, key]).to(x.dtype), angles
+    turned = torch.addcmul(both * cos, both.roll(heads.size // 2, 1), sin).to(dtype).permute(2, 0, 1)  # (n, H + K, d)
+    newest = turned[:, len(query) :, None], value.permute(2, 0, 1)[:, :, None]
+    keys, values = cache.update(*newest, number)  # (n, K, columns, d)
+    # Heads that share keys are rows of one here: the mask is the same for all of them.
+    query = turned[:, : len(query)].reshape(len(keys), keys.shape[1], -1, heads.size)
+    return nn.functional.scaled_dot_product_attention(query, keys, values, mask).reshape(len(keys), -1).T
+
+
+def _block_output(x: Tensor, attended: Tensor, layer: FeedForward) -> Tensor:
+    """Everything of a block behind attention; see `fused.block_output`."""
+    x = x + _project(layer.output, attended)
+    normed = _rms_norm(x, layer.norm, layer.epsilon, attended.dtype)
+    gated = nn.functional.silu(_project(layer.gate, normed)).mul_(_project(layer.up, normed))
+    return x.add_(_project(layer.down, gated))
+
+
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+    """See `kernels.rms_norm`; here each column is a token."""
+    inverse = x.square().mean(0).add_(epsilon).rsqrt_()
+    return (x * inverse).mul_(weight[:, None]).to(dtype)
+
+
+def _project(by: Projection, x: Tensor) -> Tensor:
+    """See `fused.Projection`; x is (in, n), the result (out, n)."""
+    y = by.weight @ x
+    if by.bias is not None:
+        y.add_(by.bias[:, None])
+    if by.down is not None and by.up is not None:
+        y.addmm_(by.up, by.down @ x, alpha=by.scale)
+    return y

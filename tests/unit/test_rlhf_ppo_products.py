@@ -1,0 +1,29 @@
+"""Products in parts against the plain ones."""
+
+import pytest
+import torch
+
+from rlhf.models import products
+from rlhf.models.products import times
+
+
+@pytest.fixture
+def factors(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers, whose products are exact, of a shape that is multiplied in three parts, the last a short one."""
+    monkeypatch.setattr(products, "PART", 16)
+    generator, rows = torch.Generator().manual_seed(0), 40 * torch.get_num_threads()
+    x = torch.randint(-2, 3, (rows, 8), generator=generator).bfloat16()
+    return x, torch.randint(-2, 3, (8, 600), generator=generator).bfloat16()
+
+
+def test_products_in_parts_are_the_plain_ones(factors: tuple[torch.Tensor, torch.Tensor]) -> None:
+    x, matrix = factors
+    torch.testing.assert_close(times(x, matrix), x @ matrix, rtol=0, atol=0)
+
+
+def test_products_are_added_in_place(factors: tuple[torch.Tensor, torch.Tensor]) -> None:
+    x, matrix = factors
+    for dtype in (torch.bfloat16, torch.float32):  # in parts and whole
+        total = torch.ones(len(x), 600, dtype=dtype)
+        assert times(x.to(dtype), matrix.to(dtype), total) is total
+        torch.testing.assert_close(total, (x.float() @ matrix.float() + 1).to(dtype), rtol=0, atol=0)
