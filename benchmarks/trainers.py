@@ -43,14 +43,14 @@ class Mode:
     compiled: bool = False
 
 
-MODES = {
+MODES = {  # in the order of measurement: what is compared stands side by side
     "trl_fp32": Mode(stock=True),
-    "trl_autocast": Mode(stock=True, autocast=True),
-    "trl_autocast_eager": Mode(stock=True, autocast=True, eager=True),
-    "trl_bf16_eager": Mode(stock=True, bf16_weights=True, eager=True),
     "fp32": Mode(compiled=True),
+    "trl_autocast_eager": Mode(stock=True, autocast=True, eager=True),
     "bf16": Mode(bf16=True, compiled=True),
     "best": Mode(bf16=True, critic="shared", compiled=True),
+    "trl_autocast": Mode(stock=True, autocast=True),
+    "trl_bf16_eager": Mode(stock=True, bf16_weights=True, eager=True),
 }
 
 

@@ -4,7 +4,6 @@ Losses are summed over tokens and divided by the minibatch's tokens over all pro
 microbatches nor the number of processes changes the gradient.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -161,9 +160,11 @@ def _step(
         statistics.gradient_norms.append(float(model.get_global_grad_norm() or 0.0))
         return
     trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, limit if limit is not None else math.inf))
-    if math.isfinite(norm):
-        statistics.gradient_norms.append(norm)
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
+    if norm.isfinite():
+        statistics.gradient_norms.append(float(norm))
+        if limit is not None and norm > limit:  # else every gradient would be multiplied by 1
+            torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
         optimizer.step()
     else:
         statistics.skipped_steps += 1
