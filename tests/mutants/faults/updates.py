@@ -128,12 +128,12 @@ FAULTS = (
     ),
     Fault(
         "gradient-unclipped", "update.py",
-        "limit if limit is not None else math.inf", "math.inf",
+        "limit is not None and norm > limit", "False",
         "max_grad_norm does nothing", ("update::test_oracle_26_the_gradient_norm_is_clipped",),
     ),
     Fault(
         "infinite-gradient-applied", "update.py",
-        "if math.isfinite(norm):", "if not math.isnan(norm):",
+        "if norm.isfinite():", "if not norm.isnan():",
         "one infinite gradient makes every weight NaN", ("update_oracles",),
     ),
     Fault(
