@@ -2,7 +2,8 @@
 
 Training wants float32 masters, adapters beside their matrices and, under ZeRO-3, weights spread over processes.
 Decoding wants one plain module. Where the two differ, a copy is kept for decoding and refreshed once an iteration:
-the policy's adapter merged, weights gathered, trunk in the compute precision. The output layer stays float32.
+the policy's adapter merged, weights gathered, trunk in the compute precision. The output layer stays float32, and is
+the policy's own where that is one whole matrix.
 """
 
 import copy
@@ -23,6 +24,7 @@ class RolloutPolicy:
         _refuse_unmergeable(policy)
         self.policy = policy
         self.dtype = torch.bfloat16 if bf16 else None
+        self.sharded = sharded
         self.copied = bf16 or sharded or hasattr(policy, "get_base_model")
         self._copy: Any = None
 
@@ -34,6 +36,8 @@ class RolloutPolicy:
         fresh = self._copy is None
         if fresh:
             self._copy = _empty_like(source, self.dtype)
+            if not self.sharded:
+                _share_output_layer(source, self._copy)
         target = dict(self._copy.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, module in source.named_modules():
@@ -66,7 +70,10 @@ def _copy_weights(module: Any, name: str, target: dict[str, torch.Tensor], *, fr
     weights = [
         (f"{name}.{key}", weight)
         for key, weight in module.named_parameters(recurse=False)
-        if f"{name}.{key}" in target and (frozen_too or weight.requires_grad) and not (adapted and key == "weight")
+        if f"{name}.{key}" in target
+        and target[f"{name}.{key}"] is not weight
+        and (frozen_too or weight.requires_grad)
+        and not (adapted and key == "weight")
     ]
     if weights:
         with gathered_parameters([weight for _, weight in weights]):
@@ -87,3 +94,11 @@ def _empty_like(source: Any, dtype: torch.dtype | None) -> nn.Module:
         parameter.data = parameter.data.to(dtype or own_dtype)
     head.output_layer(model).to(own_dtype)
     return model.eval()
+
+
+def _share_output_layer(source: Any, copied: Any) -> None:
+    """Let the copy read the policy's own output layer, of the same precision, if that is one plain matrix."""
+    own: Any = head.output_layer(source)
+    if type(own) is nn.Linear:
+        layer: Any = head.output_layer(copied)
+        layer.weight, layer.bias = own.weight, own.bias

@@ -57,6 +57,18 @@ def test_the_merged_copy_answers_as_the_adapted_policy(name, trained_before):
         assert (logits(policy) - expected).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_output_layer_is_the_policys_own(tied):
+    policy = tiny("llama", tie_word_embeddings=tied).eval()
+    decoder = RolloutPolicy(policy, bf16=True, sharded=False).refresh()
+    assert decoder.lm_head.weight is policy.lm_head.weight
+    assert decoder.lm_head.weight.dtype == torch.float32
+    assert decoder.model.embed_tokens.weight.dtype == torch.bfloat16
+    apart = RolloutPolicy(policy, bf16=True, sharded=True).refresh()
+    assert apart.lm_head.weight is not policy.lm_head.weight
+    torch.testing.assert_close(apart.lm_head.weight.data, policy.lm_head.weight.data, rtol=0, atol=0)
+
+
 def test_only_what_is_trained_is_copied_again():
     policy = adapted("llama")
     rollout = RolloutPolicy(policy, bf16=False, sharded=False)
