@@ -1,7 +1,7 @@
 """One new token in each of several rows: what a Llama's blocks do in a decoding step, without autograd.
 
 A step has few tokens and all the weights to read. So tokens are columns here: weights are the left factors of all
-products, as they lie in memory, which takes a CPU half to two thirds of the time of x W' (see `products`).
+products, as they lie in memory. For 8 to 64 tokens of bfloat16 that takes half to nine tenths of the time of x W'.
 
 Notation: n rows, D hidden size, H heads of queries and K of keys, d head size.
 """

@@ -65,13 +65,14 @@ FAULTS = (
     Fault(
         "resume-forgets-the-optimizer", "checkpoint.py",
         "    trainer.accelerator.load_state(os.path.join(folder, _STATE))\n",
+        "    import torch\n"
         '    trainer.actor_critic.load_state_dict(torch.load(os.path.join(folder, _STATE, "pytorch_model.bin")))\n',
         "Adam's moments start anew", _RESUMED,
     ),
     Fault(
         "resume-forgets-the-generators", "checkpoint.py",
         "    trainer.accelerator.load_state(os.path.join(folder, _STATE))\n",
-        "    generators = torch.get_rng_state()\n"
+        "    import torch\n    generators = torch.get_rng_state()\n"
         "    trainer.accelerator.load_state(os.path.join(folder, _STATE))\n"
         "    torch.set_rng_state(generators)\n",
         "random numbers go on from the start of the program",
