@@ -60,7 +60,7 @@ def _attend(
     newest = turned[:, len(query) :, None], value.permute(2, 0, 1)[:, :, None]
     keys, values = cache.update(*newest, number)  # (n, K, columns, d)
     # Heads that share keys are rows of one here: the mask is the same for all of them.
-    query = turned[:, : len(query)].reshape(len(keys), keys.shape[1], -1, heads.size)
+    query = turned[:, : len(query)].reshape(len(keys), keys.shape[1], -1, heads.size).contiguous()
     return nn.functional.scaled_dot_product_attention(query, keys, values, mask).reshape(len(keys), -1).T
 
 
