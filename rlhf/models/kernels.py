@@ -142,18 +142,24 @@ def gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tens
 
 
 @_kernel
-def target_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Compute log softmax(logits / temperature) at the targets, (n,), from logits (n, V)."""
-    scaled = logits / temperature
-    return scaled.gather(-1, targets[:, None]).squeeze(-1) - scaled.logsumexp(-1)
+def tile_softmax(
+    logits: Tensor, columns: Tensor, temperature: float, powers: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what a softmax over the vocabulary needs of some tokens, of scaled logits z = logits / temperature.
 
+    Args:
+        logits: (n, tokens); -inf bans a token.
+        columns: (n,).
+        temperature: See above.
+        powers: (n, tokens) Gets exp(z - max z), if it is given.
 
-@_kernel
-def target_logprobs_and_gradient(logits: Tensor, targets: Tensor, temperature: float, gradient: Tensor) -> Tensor:
-    """Compute `target_logprobs`, and write onehot(target) - softmax(logits / temperature) to `gradient` (n, V)."""
+    Returns:
+        max z, the sum of exp(z - max z), and z at `columns`, (n, 1) each.
+    """
     scaled = logits / temperature
-    normaliser = scaled.logsumexp(-1, keepdim=True)
-    logprobs = scaled.gather(-1, targets[:, None]) - normaliser
-    gradient.copy_(scaled.sub_(normaliser).exp_().neg_())
-    gradient.scatter_(-1, targets[:, None], -torch.expm1(logprobs).to(gradient.dtype))
-    return logprobs.squeeze(-1)
+    # Where every token is banned the peak is the lowest number, and not -inf: -inf - -inf is not a number.
+    peak = scaled.amax(-1, keepdim=True).clamp(min=torch.finfo(scaled.dtype).min)
+    exponentials = (scaled - peak).exp()
+    if powers is not None:
+        powers.copy_(exponentials)
+    return peak, exponentials.sum(-1, keepdim=True), scaled.gather(-1, columns[:, None])

@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens without ever holding a (tokens, vocabulary) tensor of the whole batch.
 
-Logits are made in chunks and reduced at once. What the backward pass needs of a chunk is kept while there is room, and
-made again where there is none. Used for old, new and reference log-probabilities alike, so that all three have the same
-arithmetic.
+Logits are made for a tile of the vocabulary at a time and reduced at once. What the backward pass needs of a tile is
+kept while there is room, and made again where there is none. Used for old, new and reference log-probabilities alike,
+so that all three have the same arithmetic.
 """
 
 from typing import Any
@@ -15,7 +15,8 @@ from rlhf.models import kernels
 from rlhf.models.rounding import rounded_factors
 from rlhf.ppo import head
 
-CHUNK_ELEMENTS = 4 * 2**20  # logits made at once; 16 MiB in float32, which the allocator hands out again
+TILE = 4096  # tokens of the vocabulary whose logits are made at once, so that the output layer is read once
+ROWS = 1024  # rows for which they are, at most: 16 MiB of logits in float32
 KEPT_ELEMENTS = 40 * 2**20  # gradients kept for the backward pass; 160 MiB in float32, half of it in bfloat16
 
 
@@ -43,62 +44,77 @@ def logprobs_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """log softmax((hidden @ weight.T + bias) / temperature) at the targets, in chunks.
+    """log softmax((hidden @ weight.T + bias) / temperature) at the targets, a tile of the vocabulary at a time.
 
-    With z the logits, d log p(y) / dz = (onehot(y) - p) / temperature. The gradient from above only scales its rows: so
-    it is made in the forward pass, where the logits are at hand, and scaled in the hidden states, which are narrow. The
-    backward pass multiplies all that was kept at once, and makes the rest again chunk by chunk.
+    With z the scaled logits, each tile gives its peak m, exp(z - m) and the sum of those; all tiles together give the
+    normaliser. The gradient d log p(y) / dz = onehot(y) - p is, within a tile, exp(z - m) but for a factor a row: so
+    the forward pass keeps exp(z - m), with 0 at the target, and the backward pass puts the factor into the hidden
+    states, which are narrow. At the target 1 - p is added apart, so that no rounding touches it where p is nearly 1.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float,
-                gradient_dtype: torch.dtype, differentiated: bool) -> Tensor:  # fmt: skip
-        vocabulary = weight.shape[0]
-        rows = max(1, CHUNK_ELEMENTS // vocabulary)
-        room = KEPT_ELEMENTS // vocabulary if differentiated and any(ctx.needs_input_grad) else 0
-        # Whole chunks are kept, the first ones.
-        kept_rows = len(hidden) if room >= len(hidden) else room // rows * rows
-        kept = hidden.new_empty(kept_rows, vocabulary, dtype=gradient_dtype)
-        logprobs = torch.empty(len(hidden), dtype=_compute_dtype(hidden), device=hidden.device)
-        for part in _parts(0, len(hidden), rows):
-            logits = _logits(hidden[part], weight, bias, gradient_dtype)  # (rows, V)
-            if part.stop <= kept_rows:
-                logprobs[part] = kernels.target_logprobs_and_gradient(logits, targets[part], temperature, kept[part])
-            else:
-                logprobs[part] = kernels.target_logprobs(logits, targets[part], temperature)
-        ctx.save_for_backward(hidden, weight, bias, targets, kept)
-        ctx.temperature, ctx.rows = temperature, rows
+                gradient_dtype: torch.dtype, room: int) -> Tensor:  # fmt: skip
+        ctx.kept = {}  # of the first tiles, as many as there is room for; not saved tensors, which go all at once
+        room = room if any(ctx.needs_input_grad) else 0
+        sums = []
+        for number, tile in enumerate(_tiles(len(weight))):
+            powers = None
+            if len(hidden) * tile.stop <= room:
+                powers = hidden.new_empty(len(hidden), tile.stop - tile.start, dtype=gradient_dtype)
+                ctx.kept[number] = powers
+            sums.append(_tile_softmax(hidden, weight, bias, targets, temperature, gradient_dtype, tile, powers))
+        peaks, totals, chosen = (torch.cat(parts, -1) for parts in zip(*sums, strict=True))  # (n, tiles)
+        normaliser = (peaks + totals.log()).logsumexp(-1, keepdim=True)
+        logprobs = (chosen.gather(-1, targets[:, None] // TILE) - normaliser).squeeze(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, logprobs, (peaks - normaliser).exp())
+        ctx.temperature, ctx.gradient_dtype = temperature, gradient_dtype
         return logprobs
 
     @staticmethod
     def backward(ctx: Any, logprob_grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, kept = ctx.saved_tensors
-        scale = (logprob_grad / ctx.temperature).to(kept.dtype)[:, None]
-        scaled, factor = hidden.to(kept.dtype) * scale, weight.to(kept.dtype)
-        hidden_grad, weight_grad, bias_grad = torch.empty_like(hidden), None, None
-        for part in (slice(0, len(kept)), *_parts(len(kept), len(hidden), ctx.rows)):
-            if part.stop <= len(kept):
-                grad = kept
-            else:
-                logits = _logits(hidden[part], weight, bias, kept.dtype)
-                grad = torch.empty_like(logits, dtype=kept.dtype)
-                kernels.target_logprobs_and_gradient(logits, targets[part], ctx.temperature, grad)
-            if ctx.needs_input_grad[0]:
-                hidden_grad[part] = (grad @ factor) * scale[part]
-            if ctx.needs_input_grad[1]:
-                weight_grad = _add(weight_grad, grad.T @ scaled[part], like=weight)
-            if ctx.needs_input_grad[2]:
-                bias_grad = _add(bias_grad, (grad.T @ scale[part]).squeeze(-1), like=bias)
-        return hidden_grad if ctx.needs_input_grad[0] else None, weight_grad, bias_grad, None, None, None, None
+        hidden, weight, bias, targets, logprobs, factors = ctx.saved_tensors
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        scale = (logprob_grad / ctx.temperature)[:, None]
+        at_target = -torch.expm1(logprobs)[:, None] * scale
+        hidden_grad = weight[targets] * at_target if for_hidden else None
+        weight_grad = torch.empty_like(weight) if for_weight else None
+        bias_grad = torch.empty_like(bias) if for_bias else None
+        for number, tile in enumerate(_tiles(len(weight))):
+            powers = ctx.kept.pop(number, None)
+            if powers is None:
+                powers = hidden.new_empty(len(hidden), tile.stop - tile.start, dtype=ctx.gradient_dtype)
+                _tile_softmax(hidden, weight, bias, targets, ctx.temperature, powers.dtype, tile, powers)
+            row_factors = -factors[:, number, None] * scale
+            if hidden_grad is not None:
+                hidden_grad.addcmul_(powers @ weight[tile].to(powers.dtype), row_factors)
+            if weight_grad is not None:
+                weight_grad[tile] = powers.T @ (hidden * row_factors).to(powers.dtype)
+            if bias_grad is not None:
+                bias_grad[tile] = (powers.T @ row_factors.to(powers.dtype)).squeeze(-1)
+        if weight_grad is not None:
+            weight_grad.index_add_(0, targets, (hidden * at_target).to(weight.dtype))
+        if bias_grad is not None:
+            bias_grad.index_add_(0, targets, at_target.squeeze(-1).to(bias.dtype))
+        return None if hidden_grad is None else hidden_grad.to(hidden.dtype), weight_grad, bias_grad, *(None,) * 4
 
 
-def _parts(start: int, stop: int, rows: int) -> list[slice]:
-    return [slice(first, min(first + rows, stop)) for first in range(start, stop, rows)]
+def _tiles(vocabulary: int) -> list[slice]:
+    return [slice(first, min(first + TILE, vocabulary)) for first in range(0, vocabulary, TILE)]
 
 
-def _add(total: Tensor | None, addend: Tensor, like: Tensor) -> Tensor:
-    addend = addend.to(like.dtype)
-    return addend if total is None else total.add_(addend)
+def _tile_softmax(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float,
+    gradient_dtype: torch.dtype, tile: slice, powers: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """See `kernels.tile_softmax`; `powers` gets 0 at the targets."""
+    logits = _logits(hidden, weight[tile], None if bias is None else bias[tile], gradient_dtype)
+    columns = (targets - tile.start).clamp(0, logits.shape[1] - 1)
+    sums = kernels.tile_softmax(logits, columns, temperature, powers)
+    if powers is not None:
+        own = (targets // TILE == tile.start // TILE).nonzero().squeeze(-1)
+        powers[own, columns[own]] = 0
+    return sums
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_dtype: torch.dtype) -> Tensor:
@@ -144,23 +160,21 @@ def token_logprobs(
     layer = head.output_layer(policy)
     with torch.autocast(hidden.device.type, enabled=False):
         if head.is_plain(policy) and not entropy:
-            logprobs: Tensor = _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
-                hidden,
-                layer.weight,
-                layer.bias,
-                targets,
-                temperature,
-                gradient_dtype or _compute_dtype(hidden),
-                torch.is_grad_enabled(),
-            )
+            parts = list(zip(torch.split(hidden, ROWS), torch.split(targets, ROWS), strict=True))
+            room = KEPT_ELEMENTS // max(len(parts), 1) if torch.is_grad_enabled() else 0
+            dtype = gradient_dtype or _compute_dtype(hidden)
+            logprobs = torch.cat([
+                _LinearLogprobs.apply(h, layer.weight, layer.bias, t, temperature, dtype, room)  # type: ignore[no-untyped-call]
+                for h, t in parts
+            ])  # fmt: skip
             return logprobs, torch.zeros_like(logprobs)
-        rows = max(1, CHUNK_ELEMENTS // unwrapped_vocabulary(policy))
+        rows = max(1, ROWS * TILE // unwrapped_vocabulary(policy))
         hidden = hidden.to(next(layer.parameters()).dtype)
-        parts = [
+        chunks = [
             checkpoint(_chunk_through_module, policy, h, t, temperature, use_reentrant=False)
             for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
         ]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        return torch.cat([chunk[0] for chunk in chunks]), torch.cat([chunk[1] for chunk in chunks])
 
 
 def unwrapped_vocabulary(policy: nn.Module) -> int:

@@ -230,9 +230,10 @@ def test_compiled_kernels_give_the_same_numbers() -> None:
     gate, up = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).double()
 
     def numbers() -> tuple[torch.Tensor, ...]:
-        gradient = torch.empty_like(gate)
-        logprobs = kernels.target_logprobs_and_gradient(gate.clone(), torch.arange(7) % 5, 0.7, gradient)
-        return kernels.gated(gate, up), *kernels.rms_norm(gate, up[0], 1e-6, torch.float64), logprobs, gradient
+        powers, columns = torch.empty_like(gate), torch.arange(7) % 5
+        kept = kernels.tile_softmax(gate, columns, 0.7, powers)
+        dropped = kernels.tile_softmax(gate, columns, 0.7, None)
+        return kernels.gated(gate, up), *kernels.rms_norm(gate, up[0], 1e-6, torch.float64), *kept, powers, *dropped
 
     plain = numbers()
     kernels.compile_kernels(True)

@@ -1,4 +1,4 @@
-"""Chunked log-probabilities and entropies against plain formulas: values and gradients, for every output layer."""
+"""Log-probabilities and entropies, made in parts, against plain formulas: values and gradients, every output layer."""
 
 import math
 from types import SimpleNamespace
@@ -17,8 +17,9 @@ FAMILIES = ["llama", "gpt2", "opt"]
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 5 * V)  # 13 tokens take three chunks, the last one shorter
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(module, "TILE", 3)  # the vocabulary takes three tiles, 13 tokens take three chunks of rows,
+    monkeypatch.setattr(module, "ROWS", 5)  # the last ones are shorter
 
 
 def with_bias(policy):
@@ -78,15 +79,17 @@ def test_values_and_gradients_are_the_plain_ones(family, bias, temperature, entr
         torch.testing.assert_close(value, expected[name], atol=1e-12, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("chunk", [1, V, 5 * V, 13 * V, 10**6])
-def test_the_chunk_size_changes_nothing(chunk, monkeypatch):
+@pytest.mark.parametrize(("tile", "rows"), [(1, 13), (8, 1), (5, 12), (10**6, 10**6)])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_tiles_and_chunks_of_any_size_change_nothing(tile, rows, entropy, monkeypatch):
     policy = with_bias(exact(tiny()))
 
     def compute(hidden, targets):
-        return token_logprobs(policy, hidden, targets, 0.7, entropy=True)
+        return token_logprobs(policy, hidden, targets, 0.7, entropy=entropy)
 
     expected = results(policy, compute, 1.0)
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(module, "TILE", tile)
+    monkeypatch.setattr(module, "ROWS", rows)
     for name, value in results(policy, compute, 1.0).items():
         torch.testing.assert_close(value, expected[name], atol=1e-13, rtol=0)
 
@@ -97,7 +100,7 @@ def test_autograd_agrees_with_finite_differences():
     hidden, targets, _ = inputs()
 
     def compute(hidden, weight, bias):
-        return module._LinearLogprobs.apply(hidden, weight, bias, targets, 0.7, torch.float64, True)
+        return module._LinearLogprobs.apply(hidden, weight, bias, targets, 0.7, torch.float64, 10**6)
 
     given = [tensor.detach().clone().requires_grad_() for tensor in (hidden, layer.weight, layer.bias)]
     assert torch.autograd.gradcheck(compute, given, atol=1e-6)
@@ -115,6 +118,40 @@ def test_a_bfloat16_backward_pass_changes_no_value_and_rounds_gradients():
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == torch.float32
         assert 0 < (one - other).norm() / other.norm() < 1e-2
+
+
+@pytest.mark.parametrize("others", [-30.0, -300.0])
+def test_a_nearly_certain_token_keeps_its_gradient_in_bfloat16(others):
+    """1 - p would be 0 if p were rounded first; p of a whole tile may be 0."""
+    policy = tiny()
+    weight = policy.get_output_embeddings().weight
+    hidden = torch.zeros(1, 16)
+    hidden[0, 0] = 1.0
+    with torch.no_grad():
+        weight.zero_()
+        weight[:, 0] = torch.tensor([0.0, -6.0, -6.0] + [others] * 5)
+    hidden.requires_grad_()
+    logprobs, _ = token_logprobs(policy, hidden, torch.tensor([0]), 1.0, gradient_dtype=torch.bfloat16)
+    (gradient,) = torch.autograd.grad(logprobs.sum(), weight)
+    certain = 1 / (1 + 2 * math.exp(-6.0) + 5 * math.exp(others))
+    assert gradient[0, 0].item() == pytest.approx(1 - certain, rel=1e-4)
+    assert gradient[1:3, 0].tolist() == pytest.approx([-math.exp(-6.0) * certain] * 2, rel=1e-2)
+
+
+def test_a_tile_whose_tokens_are_all_banned_has_no_part():
+    layer = nn.Linear(16, V, dtype=torch.float64)
+    policy = exact(tiny())
+    policy.set_output_embeddings(layer)
+    with torch.no_grad():
+        layer.bias[3:6] = -math.inf
+    hidden, _, _ = inputs()
+    targets = torch.arange(N) % 3
+    hidden.requires_grad_()
+    got, _ = token_logprobs(policy, hidden, targets, 0.7)
+    expected = plain(hidden, layer, targets, 0.7)[0]
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+    grads = [torch.autograd.grad(values.sum(), [hidden, layer.weight]) for values in (got, expected)]
+    torch.testing.assert_close(*grads, atol=1e-12, rtol=0)
 
 
 def test_a_frozen_output_layer_gets_no_gradient_and_hidden_states_do():

@@ -3,8 +3,8 @@
 from ..fault import Fault
 
 _LITERAL = ("update::test_the_gradient_is_the_literal_mean_over_the_minibatchs_tokens",)
-_SCORED = ("logprobs_oracles::test_scoring_without_gradients_gives_the_plain_values_in_any_chunks",)
-_CHUNKS = ("logprobs_oracles::test_what_is_kept_for_the_backward_pass_changes_no_gradient",)
+_SCORED = ("logprobs_oracles::test_scoring_without_gradients_gives_the_plain_values_in_any_tiles",)
+_KEPT = ("logprobs_oracles::test_what_is_kept_for_the_backward_pass_changes_no_gradient",)
 _PLAIN_LAYER = ("logprobs::test_values_and_gradients_are_the_plain_ones",)
 _PLAIN = ("agreement::test_oracle_10_logprobs_are_those_of_the_plain_model",)
 _PROCESSES = ("processes",)
@@ -15,7 +15,7 @@ _MERGED = ("rollout_policy::test_the_merged_copy_answers_as_the_adapted_policy",
 FAULTS = (
     Fault(
         "logits-without-temperature", "models/kernels.py",
-        "scaled = logits / temperature\n    return", "scaled = logits * 1.0\n    return",
+        "scaled = logits / temperature", "scaled = logits * 1.0",
         "the ratio is that of another policy than the one that sampled", _SCORED,
     ),
     Fault(
@@ -36,15 +36,35 @@ FAULTS = (
         ("logprobs::test_a_banned_token_costs_no_entropy",),
     ),
     Fault(
-        "weight-gradient-of-the-last-chunk", "logprobs.py",
-        "addend if total is None else total.add_(addend)", "addend",
-        "one chunk of tokens trains the output layer", _CHUNKS,
+        "target-in-two-places", "logprobs.py",
+        "powers[own, columns[own]] = 0", "powers[own, columns[own]] *= 1",
+        "the chosen token's own probability is subtracted twice", _PLAIN_LAYER,
     ),
     Fault(
-        "probabilities-of-the-wrong-token", "logprobs.py",
-        "kernels.target_logprobs(logits, targets[part], temperature)",
-        "kernels.target_logprobs(logits, targets[: len(logits)], temperature)",
-        "later chunks are read at the first chunk's tokens", _SCORED,
+        "weight-gradient-without-the-target", "logprobs.py",
+        "(hidden * at_target)", "(hidden * 0 * at_target)",
+        "the output layer learns to make all other tokens rare, and none likely", _PLAIN_LAYER,
+    ),
+    Fault(
+        "factors-of-the-first-tile", "logprobs.py",
+        "-factors[:, number, None]", "-factors[:, 0, None]",
+        "each part of the vocabulary has another peak", _KEPT,
+    ),
+    Fault(
+        "kept-tile-made-for-another", "logprobs.py",
+        "powers.dtype, tile, powers)", "powers.dtype, slice(0, powers.shape[1]), powers)",
+        "what there was no room for is made again from the first tokens", _KEPT,
+    ),
+    Fault(
+        "token-of-the-first-tile", "logprobs.py",
+        "targets[:, None] // TILE", "targets[:, None] * 0",
+        "logits of later tiles are read at the first one's tokens", _SCORED,
+    ),
+    Fault(
+        "banned-tile-not-a-number", "models/kernels.py",
+        ".clamp(min=torch.finfo(scaled.dtype).min)", "",
+        "-inf - -inf is not a number",
+        ("logprobs::test_a_tile_whose_tokens_are_all_banned_has_no_part",),
     ),
     Fault(
         "value-behind-the-token", "actor_critic.py",
