@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 
 from rlhf.models.dropout import disable_dropout
+from rlhf.models.freed_memory import keep_freed_memory
 from rlhf.ppo import callback_support, checkpoint, setup
 from rlhf.ppo.actor_critic import ActorCritic, TokenOutputs
 from rlhf.ppo.advantages import ESTIMATORS
@@ -243,6 +244,7 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         self, model: nn.Module, ref_model: Any, value_model: Any, peft_config: Any, optimizers: tuple[Any, Any]
     ) -> None:
         args = self.args
+        keep_freed_memory()
         self.policy_model = setup.make_policy(model, peft_config)
         self.ref_model = setup.make_reference(self.policy_model, ref_model)
         self.actor_critic = setup.make_actor_critic(args, self.policy_model, value_model)
