@@ -27,6 +27,7 @@ class RolloutPolicy:
         self.sharded = sharded
         self.copied = bf16 or sharded or hasattr(policy, "get_base_model")
         self._copy: Any = None
+        self._renewed: set[str] = set()  # weights that every refresh writes
 
     def refresh(self) -> nn.Module:
         """Return the module to decode with, brought up to date."""
@@ -41,8 +42,15 @@ class RolloutPolicy:
         target = dict(self._copy.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, module in source.named_modules():
-                _copy_weights(module, name, target, frozen_too=fresh)
+                self._renewed |= _copy_weights(module, name, target, frozen_too=fresh)
         return self._copy  # type: ignore[no-any-return]
+
+    def release(self) -> None:
+        """Free the memory of the weights that the next refresh writes; nothing can be decoded until then."""
+        if self._copy is not None:
+            for name in self._renewed:
+                weight = self._copy.get_parameter(name)
+                weight.data = weight.new_empty(0)
 
 
 def _refuse_unmergeable(policy: Any) -> None:
@@ -55,8 +63,12 @@ def _refuse_unmergeable(policy: Any) -> None:
             )
 
 
-def _copy_weights(module: Any, name: str, target: dict[str, torch.Tensor], *, frozen_too: bool) -> None:
-    """Copy what changed of one module; a matrix and its adapter are summed in float32 before they are rounded."""
+def _copy_weights(module: Any, name: str, target: dict[str, torch.Tensor], *, frozen_too: bool) -> set[str]:
+    """Copy what changed of one module; a matrix and its adapter are summed in float32 before they are rounded.
+
+    Returns:
+        The weights that change in training.
+    """
     adapted = name.endswith(".base_layer")  # its matrix was written with its adapter, by the layer around it
     name = name.removesuffix(".base_layer")
     if hasattr(module, "get_delta_weight"):  # peft's adapted layers
@@ -65,8 +77,8 @@ def _copy_weights(module: Any, name: str, target: dict[str, torch.Tensor], *, fr
         own = [adapter for adapter in module.active_adapters if adapter in present]
         with gathered_parameters(list(module.parameters())):
             delta = sum(module.get_delta_weight(adapter).float() for adapter in own)
-            target[f"{name}.weight"].copy_(module.get_base_layer().weight.float() + delta)
-        return
+            _write(target[f"{name}.weight"], module.get_base_layer().weight.float() + delta)
+        return {f"{name}.weight"}
     weights = [
         (f"{name}.{key}", weight)
         for key, weight in module.named_parameters(recurse=False)
@@ -78,7 +90,14 @@ def _copy_weights(module: Any, name: str, target: dict[str, torch.Tensor], *, fr
     if weights:
         with gathered_parameters([weight for _, weight in weights]):
             for key, weight in weights:
-                target[key].copy_(weight)
+                _write(target[key], weight)
+    return {key for key, weight in weights if weight.requires_grad}
+
+
+def _write(target: torch.Tensor, weight: torch.Tensor) -> None:
+    if target.shape != weight.shape:  # it was released
+        target.data = weight.new_empty(weight.shape, dtype=target.dtype)
+    target.copy_(weight)
 
 
 def _empty_like(source: Any, dtype: torch.dtype | None) -> nn.Module:

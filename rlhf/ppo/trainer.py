@@ -135,6 +135,7 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         args, rank, world = self.args, self.accelerator.process_index, self.accelerator.num_processes
         starts = plan(self.source.num_prompts, args.batch_size, args.samples_per_prompt, iteration, args.seed)
         own = self.source.collect(self._sampler(), starts[rank::world], seed=args.seed, iteration=iteration)
+        self.rollout_policy.release()
         if world == 1:
             return own
         gathered = gather_object(list(zip(range(rank, len(starts), world), own, strict=True)))
@@ -217,8 +218,7 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and its tokenizer where `from_pretrained` finds them, and the critic beside them."""
-        folder = output_dir or self.args.output_dir
-        checkpoint.save_models(self, folder)
+        checkpoint.save_models(self, output_dir or self.args.output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 

@@ -84,6 +84,26 @@ def test_only_what_is_trained_is_copied_again():
     assert all(torch.equal(now[name], before[name]) for name in renewed)
 
 
+@pytest.mark.parametrize(("name", "bf16"), [("llama", True), ("llama, tied", True), ("llama", False), ("opt", True)])
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_is_written_anew_takes_no_memory_between_rollouts(name, bf16, lora):
+    policy = adapted(name) if lora else base(name)
+    before = weights(policy)
+    rollout = RolloutPolicy(policy, bf16=bf16, sharded=False)
+    rollout.release()
+    expected = weights(rollout.refresh())
+    rollout.release()
+    if rollout.copied:
+        left = {key for key, weight in weights(rollout._copy).items() if weight.numel()}
+        targets = {"llama": ["_proj"]}.get(name, LORA[name]["target_modules"])
+        trained = {key for key in expected if not lora or any(f"{target}.weight" in key for target in targets)}
+        assert left == set(expected) - trained | {"lm_head.weight"}
+    assert all(torch.equal(weight, before[key]) for key, weight in weights(policy).items())
+    renewed = weights(rollout.refresh())
+    assert renewed.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[key]) for key, weight in renewed.items())
+
+
 def test_a_plain_policy_is_not_copied():
     policy = base("llama")
     assert RolloutPolicy(policy, bf16=False, sharded=False).refresh() is policy

@@ -211,6 +211,12 @@ FAULTS = (
         "all responses are of the policy of the first iteration", _MERGED,
     ),
     Fault(
+        "released-what-is-not-renewed", "rollout_policy.py",
+        "for name in self._renewed:", "for name, _ in list(self._copy.named_parameters()):",
+        "from the second iteration on the sampler has no embedding, or the policy no output layer",
+        ("rollout_policy::test_what_is_written_anew_takes_no_memory_between_rollouts",),
+    ),
+    Fault(
         "sampled-without-temperature", "sampler.py",
         "logits = logits / self.parameters.temperature", "logits = logits / 1.0",
         "the temperature is in the update alone", _SAMPLER,
