@@ -17,7 +17,7 @@ from rlhf.ppo import head
 
 TILE = 4096  # tokens of the vocabulary whose logits are made at once, so that the output layer is read once
 ROWS = 1024  # rows for which they are, at most: 16 MiB of logits in float32
-KEPT_ELEMENTS = 40 * 2**20  # gradients kept for the backward pass; 160 MiB in float32, half of it in bfloat16
+KEPT_ELEMENTS = 40 * 2**20  # exponentials kept for the backward pass; 160 MiB in float32, half of it in bfloat16
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
