@@ -59,11 +59,11 @@ class _LinearLogprobs(torch.autograd.Function):
         room = room if any(ctx.needs_input_grad) else 0
         sums = []
         for number, tile in enumerate(_tiles(len(weight))):
-            powers = None
-            if len(hidden) * tile.stop <= room:
-                powers = hidden.new_empty(len(hidden), tile.stop - tile.start, dtype=gradient_dtype)
+            keep = len(hidden) * tile.stop <= room
+            part, powers = _tile_softmax(hidden, weight, bias, targets, temperature, gradient_dtype, tile, keep=keep)
+            sums.append(part)
+            if keep:
                 ctx.kept[number] = powers
-            sums.append(_tile_softmax(hidden, weight, bias, targets, temperature, gradient_dtype, tile, powers))
         peaks, totals, chosen = (torch.cat(parts, -1) for parts in zip(*sums, strict=True))  # (n, tiles)
         normaliser = (peaks + totals.log()).logsumexp(-1, keepdim=True)
         logprobs = (chosen.gather(-1, targets[:, None] // TILE) - normaliser).squeeze(-1)
@@ -83,8 +83,9 @@ class _LinearLogprobs(torch.autograd.Function):
         for number, tile in enumerate(_tiles(len(weight))):
             powers = ctx.kept.pop(number, None)
             if powers is None:
-                powers = hidden.new_empty(len(hidden), tile.stop - tile.start, dtype=ctx.gradient_dtype)
-                _tile_softmax(hidden, weight, bias, targets, ctx.temperature, powers.dtype, tile, powers)
+                _, powers = _tile_softmax(
+                    hidden, weight, bias, targets, ctx.temperature, ctx.gradient_dtype, tile, keep=True
+                )
             row_factors = -factors[:, number, None] * scale
             if hidden_grad is not None:
                 hidden_grad.addcmul_(powers @ weight[tile].to(powers.dtype), row_factors)
@@ -105,16 +106,18 @@ def _tiles(vocabulary: int) -> list[slice]:
 
 def _tile_softmax(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float,
-    gradient_dtype: torch.dtype, tile: slice, powers: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `kernels.tile_softmax`; `powers` gets 0 at the targets."""
+    gradient_dtype: torch.dtype, tile: slice, *, keep: bool,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:  # fmt: skip
+    """See `kernels.tile_softmax`; behind its sums the exponentials with 0 at the targets, None if they are not kept."""
     logits = _logits(hidden, weight[tile], None if bias is None else bias[tile], gradient_dtype)
-    columns = (targets - tile.start).clamp(0, logits.shape[1] - 1)
+    places = targets - tile.start
+    columns = places.clamp(0, logits.shape[1] - 1)
+    powers = torch.empty_like(logits, dtype=gradient_dtype) if keep else None
     sums = kernels.tile_softmax(logits, columns, temperature, powers)
     if powers is not None:
-        own = (targets // TILE == tile.start // TILE).nonzero().squeeze(-1)
+        own = (places == columns).nonzero().squeeze(-1)
         powers[own, columns[own]] = 0
-    return sums
+    return sums, powers
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_dtype: torch.dtype) -> Tensor:

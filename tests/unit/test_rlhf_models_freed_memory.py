@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,12 @@ def test_large_tensors_get_the_pages_of_those_before_them():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
+    called = []
+    library = SimpleNamespace(mallopt=lambda option, value: called.append(option))
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda name: library)
     monkeypatch.setattr(freed_memory.platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(freed_memory.ctypes, "CDLL", None)
     freed_memory.keep_freed_memory()
+    assert called == []
+    monkeypatch.setattr(freed_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    freed_memory.keep_freed_memory()
+    assert len(called) == 2

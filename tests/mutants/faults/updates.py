@@ -52,7 +52,7 @@ FAULTS = (
     ),
     Fault(
         "kept-tile-made-for-another", "logprobs.py",
-        "powers.dtype, tile, powers)", "powers.dtype, slice(0, powers.shape[1]), powers)",
+        "ctx.gradient_dtype, tile, keep=True", "ctx.gradient_dtype, slice(0, tile.stop - tile.start), keep=True",
         "what there was no room for is made again from the first tokens", _KEPT,
     ),
     Fault(
