@@ -93,7 +93,7 @@ def matrix_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 class _MergeHeads(torch.autograd.Function):
-    """(b, H, l, d) of padded rows to packed (n, H * d); padding gets gradient 0."""
+    """(b, H, l, d) of padded rows to packed (n, H * d); padding and repeated tokens get gradient 0."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: PackedRows) -> Tensor:
@@ -103,7 +103,7 @@ class _MergeHeads(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         rows, heads = ctx.rows, grad.reshape(len(grad), -1, ctx.size)
-        return kernels.split_heads_or_zero(heads, rows.sources, rows.real, rows.width), None
+        return kernels.split_heads_or_zero(heads, rows.sources, rows.first, rows.width), None
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, dtype: torch.dtype) -> Tensor:

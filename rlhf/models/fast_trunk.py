@@ -5,6 +5,7 @@ adapter a matrix; everything else (other families, weights sharded by ZeRO-3, ac
 on modules) goes through the modules as ever, with the same numbers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,10 +88,15 @@ def blocks(trunk: Any) -> list[tuple[Heads, FeedForward]]:
     return found
 
 
-def run(trunk: Any, rows: PackedRows) -> Tensor:
+def run(trunk: Any, rows: PackedRows, keep: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
     """Return the hidden states (n, D) of packed rows, in the precision of the embeddings or better.
 
     Matrix products are in bfloat16 where autocast says so, else in the precision of the weights.
+
+    Args:
+        trunk: What `can_run` said yes to.
+        rows: n tokens.
+        keep: Is given the number, the keys and the values, (b, K, l, d), of each block.
     """
     lowered = torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False):
@@ -98,7 +104,9 @@ def run(trunk: Any, rows: PackedRows) -> Tensor:
         dtype = torch.bfloat16 if lowered else x.dtype
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in trunk.rotary_emb(x, rows.positions[None]))
-        for heads, layer in blocks(trunk):
-            attended = causal_attention(*attention_inputs(x, heads, cos, sin, rows, dtype), rows, dtype)
-            x = block_output(x, attended, layer, dtype)
+        for number, (heads, layer) in enumerate(blocks(trunk)):
+            query, key, value = attention_inputs(x, heads, cos, sin, rows, dtype)
+            if keep is not None:
+                keep(number, key, value)
+            x = block_output(x, causal_attention(query, key, value, rows, dtype), layer, dtype)
         return nn.functional.rms_norm(x, x.shape[-1:], trunk.norm.weight.to(x.dtype), epsilon(trunk.norm))

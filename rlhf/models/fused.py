@@ -137,9 +137,7 @@ class _AttentionInputs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, cos, sin, norm, normed, inverse, *rest = ctx.saved_tensors
         narrows, cast = rest[:3], rest[3:]
-        slots = ctx.rows.slots
-        packed = [kernels.rotate_heads_backward(grad, cos, sin, slots, ctx.dtype) for grad in grads[:2]]
-        packed.append(kernels.merge_heads(grads[2], slots))
+        packed = _packed_gradients(grads, cos, sin, ctx.rows, ctx.dtype)
         projections, needed = _regroup(cast, ctx.scales), ctx.needs_input_grad[9:]
         normed_grad, narrow_grads = _input_gradient(packed, projections)
         of_tensors: list[Tensor | None] = []
@@ -149,6 +147,24 @@ class _AttentionInputs(torch.autograd.Function):
             )
         x_grad, norm_grad = kernels.rms_norm_backward(normed_grad, x, inverse, norm, x.new_zeros(()))
         return x_grad, *(None,) * 7, norm_grad, *_restored(of_tensors, ctx.dtypes)
+
+
+def _packed_gradients(
+    grads: Sequence[Tensor], cos: Tensor, sin: Tensor, rows: PackedRows, dtype: torch.dtype
+) -> list[Tensor]:
+    """Gradients (n, heads * d) of the projections, from those (b, heads, l, d) of queries, keys and values.
+
+    Keys and values of a token that several rows share are read in all of them; what its query found, in one.
+    """
+    query, key, value = grads
+    packed = [kernels.rotate_heads_backward(grad, cos, sin, rows.slots, dtype) for grad in (query, key)]
+    packed.append(kernels.merge_heads(value, rows.slots))
+    if len(rows.repeats):
+        tokens = rows.sources[rows.repeats]
+        repeated = kernels.rotate_heads_backward(key, cos[tokens], sin[tokens], rows.repeats, dtype)
+        rows.add_repeats(packed[1], repeated)
+        rows.add_repeats(packed[2], kernels.merge_heads(value, rows.repeats))
+    return packed
 
 
 class _BlockOutput(torch.autograd.Function):

@@ -99,7 +99,7 @@ def rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, sources: Tensor, dtype: to
 
 @_kernel
 def rotate_heads_backward(grad: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gradient (n, H * d) of what `rotate_heads` took, from that (b, H, l, d) of its result."""
+    """Gradient (n, H * d) of what `rotate_heads` took, from that (b, H, l, d) of its result at n `slots`."""
     first, second = grad.transpose(1, 2).flatten(0, 1)[slots].to(cos.dtype).chunk(2, -1)
     return torch.cat([first * cos + second * sin, second * cos - first * sin], -1).to(dtype).flatten(1)
 
@@ -111,20 +111,19 @@ def split_heads(x: Tensor, sources: Tensor, length: int) -> Tensor:
 
 
 def _padded(x: Tensor, sources: Tensor, length: int) -> Tensor:
-    rows = x if length == 1 else x[sources]
-    return rows.view(-1, length, *x.shape[1:]).transpose(1, 2).contiguous()
+    return x[sources].view(-1, length, *x.shape[1:]).transpose(1, 2).contiguous()
 
 
 @_kernel
-def split_heads_or_zero(x: Tensor, sources: Tensor, real: Tensor, length: int) -> Tensor:
-    """(n, H, d) as padded rows (b, H, l, d), 0 where `real` (b * l,) is False."""
-    padded = torch.where(real[:, None, None], x[sources], 0.0)
+def split_heads_or_zero(x: Tensor, sources: Tensor, where: Tensor, length: int) -> Tensor:
+    """(n, H, d) as padded rows (b, H, l, d), 0 where `where` (b * l,) is False."""
+    padded = torch.where(where[:, None, None], x[sources], 0.0)
     return padded.view(-1, length, *x.shape[1:]).transpose(1, 2).contiguous()
 
 
 @_kernel
 def merge_heads(x: Tensor, slots: Tensor) -> Tensor:
-    """(b, H, l, d) as packed (n, H * d)."""
+    """(b, H, l, d) as packed (n, H * d), from n `slots` of the flattened rows."""
     return x.transpose(1, 2).flatten(0, 1)[slots].flatten(1)
 
 

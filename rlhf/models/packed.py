@@ -1,8 +1,12 @@
-"""Rows of different lengths laid end to end, so that only attention ever sees padding.
+"""Rows of different lengths laid end to end: only attention sees padding, and no token is computed twice.
 
-Notation: b rows, n tokens of all rows together, l columns of the padded rows.
+What several rows begin with, a system prompt or the one prompt of several samples, is kept once for all of them: a
+causal model says the same of it in every row.
+
+Notation: b rows, n tokens that are kept, l columns of the padded rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,18 +21,43 @@ def rounded_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+def _owners(input_ids: Tensor, real: Tensor) -> Tensor:
+    """Return which row's token stands in each place (b, l): rows share one as long as they agree from the start."""
+    marked = input_ids.masked_fill(~real, -1)
+    rows = marked.tolist()
+    order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__), device=input_ids.device)
+    # Rows that begin alike are neighbours now: what a row shares with any one above, it shares with the next above.
+    ordered, ranks = marked[order], torch.arange(len(order), device=order.device)[:, None]
+    alike = ((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)).cumprod(1).bool()
+    own = torch.cat([alike.new_ones(1, alike.shape[1]), ~alike])
+    owners = order[torch.where(own, ranks, 0).cummax(0).values]
+    return torch.empty_like(owners).index_copy_(0, order, owners)
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """Token ids of several conversations, one behind the other."""
 
     input_ids: Tensor  # (n,)
-    lengths: Tensor  # (b,)
+    lengths: Tensor  # (b,) of whole rows, shared beginnings included
+    tokens: Tensor  # (b, columns of the longest) which of the n stands in each place; in the padding it means nothing
 
     @classmethod
     def from_padded(cls, input_ids: Tensor, lengths: Tensor) -> "PackedRows":
-        """Drop the padding on the right of rows (b, l)."""
+        """Drop the padding on the right of rows (b, l), and what repeats the beginning of another row."""
+        input_ids = input_ids[:, : int(lengths.max())]
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
-        return cls(input_ids[real], lengths)
+        owners = _owners(input_ids, real)
+        kept = real & (owners == torch.arange(len(owners), device=owners.device)[:, None])
+        numbers = kept.flatten().cumsum(0).view_as(kept) - 1
+        return cls(input_ids[kept], lengths, numbers.gather(0, owners))
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[int]], device: torch.device | None = None) -> "PackedRows":
+        """Pack rows of any lengths."""
+        width = max(map(len, rows))
+        padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+        return cls.from_padded(padded, torch.tensor([len(row) for row in rows], device=device))
 
     def evened(self) -> "PackedRows":
         """Add rows that nobody reads, of token 0, until a CPU gets n in multiples of 64.
@@ -37,56 +66,80 @@ class PackedRows:
         cores, bfloat16, 1,001 to 1,040 rows x 256 x 688: 7.5 ms the first time, then 0.6), and microbatches of rows of
         different lengths hardly ever have as many tokens as another one.
         """
-        missing = rounded_up(len(self.input_ids), EVEN) - len(self.input_ids)
-        if not missing or len(self.input_ids) <= EVEN_FROM or self.input_ids.device.type != "cpu":
+        tokens = len(self.input_ids)
+        missing = rounded_up(tokens, EVEN) - tokens
+        if not missing or tokens <= EVEN_FROM or self.input_ids.device.type != "cpu":
             return self
-        longest = int(self.lengths.max())
+        longest = self.tokens.shape[1]
         rows, rest = divmod(missing, longest)
-        lengths = [longest] * rows + [rest] * (rest > 0)
+        fillers = torch.arange(tokens, tokens + (rows + (rest > 0)) * longest).view(-1, longest)
         return PackedRows(
             torch.cat([self.input_ids, self.input_ids.new_zeros(missing)]),
-            torch.cat([self.lengths, self.lengths.new_tensor(lengths)]),
+            torch.cat([self.lengths, self.lengths.new_tensor([longest] * rows + [rest] * (rest > 0))]),
+            torch.cat([self.tokens, fillers]),
         )
 
     @cached_property
     def width(self) -> int:
         """Columns of the padded rows: tokens of the longest, above 16 rounded up to a multiple of 16."""
-        longest = int(self.lengths.max())
+        longest = self.tokens.shape[1]
         return longest if longest <= 16 else rounded_up(longest, 16)
 
     @cached_property
-    def starts(self) -> Tensor:
-        """Where each row begins, (b,)."""
-        return self.lengths.cumsum(0) - self.lengths
+    def last(self) -> Tensor:
+        """The last token of each row, (b,)."""
+        return self.tokens.gather(1, self.lengths[:, None] - 1).squeeze(1)
 
     @cached_property
     def positions(self) -> Tensor:
         """Where in its row each token stands, (n,)."""
-        tokens = torch.arange(len(self.input_ids), device=self.lengths.device)
-        return tokens - self.starts.repeat_interleave(self.lengths)
-
-    @cached_property
-    def slots(self) -> Tensor:
-        """Where each token stands in the flattened padded rows, (n,)."""
-        rows = torch.arange(len(self.lengths), device=self.lengths.device)
-        return (rows * self.width).repeat_interleave(self.lengths) + self.positions
+        return self.slots % self.width
 
     @cached_property
     def sources(self) -> Tensor:
         """Which token stands in each place of the flattened padded rows, (b * l,); padding repeats a row's last."""
         columns = torch.arange(self.width, device=self.lengths.device)
-        return (self.starts[:, None] + torch.minimum(columns, self.lengths[:, None] - 1)).flatten()
+        return self.tokens.gather(1, torch.minimum(columns, self.lengths[:, None] - 1)).flatten()
 
     @cached_property
-    def real(self) -> Tensor:
-        """Whether a place of the flattened padded rows holds a token, (b * l,)."""
+    def slots(self) -> Tensor:
+        """The first place of each token in the flattened padded rows, (n,)."""
+        real = self._real.nonzero().squeeze(1)
+        none = torch.full_like(self.input_ids, len(self.sources))
+        return none.scatter_reduce(0, self.sources[real], real, "amin")
+
+    @cached_property
+    def first(self) -> Tensor:
+        """Whether a place of the flattened padded rows is the first of its token, (b * l,)."""
+        return torch.zeros_like(self._real).index_fill_(0, self.slots, True)
+
+    @cached_property
+    def repeats(self) -> Tensor:
+        """The places that repeat a token of another row, (m,)."""
+        return (self._real & ~self.first).nonzero().squeeze(1)
+
+    @cached_property
+    def _real(self) -> Tensor:
         columns = torch.arange(self.width, device=self.lengths.device)
         return (columns < self.lengths[:, None]).flatten()
 
+    @cached_property
+    def _repeated(self) -> tuple[Tensor, Tensor]:
+        """The tokens that have several places, and which of these stands in each place of `repeats`."""
+        found: tuple[Tensor, Tensor] = torch.unique(self.sources[self.repeats], return_inverse=True)
+        return found
+
+    def add_repeats(self, packed: Tensor, repeated: Tensor) -> Tensor:
+        """Add what lies in the places of `repeats`, (m, ...), to their tokens in (n, ...), in place."""
+        tokens, numbers = self._repeated
+        wide = torch.promote_types(packed.dtype, torch.float32)
+        packed[tokens] = packed[tokens].to(wide).index_add_(0, numbers, repeated.to(wide)).to(packed.dtype)
+        return packed
+
     def pad(self, values: Tensor) -> Tensor:
-        """Lay (n, ...) out as (b, l, ...); what stands in the padding means nothing."""
-        return values[self.sources].view(len(self.lengths), self.width, *values.shape[1:])
+        """Lay (n, ...) out as (b, columns of the longest, ...); what stands in the padding means nothing."""
+        return values[self.sources.view(-1, self.width)[:, : self.tokens.shape[1]]]
 
     def pack(self, values: Tensor) -> Tensor:
-        """Take (n, ...) out of (b, l, ...)."""
-        return values.flatten(0, 1)[self.slots]
+        """Take (n, ...) out of what is laid out like that, each token from its first place."""
+        return values[self.slots // self.width, self.positions]

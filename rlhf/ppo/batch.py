@@ -46,7 +46,7 @@ class Microbatch:
     """The rows of one forward and backward pass, and where their t response tokens stand among their n tokens."""
 
     rows: Tensor  # (b,) rows of the batch
-    tokens: PackedRows  # the n tokens of these rows, end to end, and perhaps more rows that nobody reads
+    tokens: PackedRows  # the n tokens of these rows, shared beginnings once, and perhaps rows that nobody reads
     predictors: Tensor  # (t,) the token whose hidden state predicts each response token
     last: Tensor  # (b,) each row's last token
     targets: Tensor  # (t,) the response tokens
@@ -128,12 +128,12 @@ def microbatches(batch: Batch, rows: Sequence[int], budget: int, rank: int = 0, 
 def _microbatch(batch: Batch, part: list[int], counts: bool) -> Microbatch:
     rows = torch.tensor(part, device=batch.input_ids.device)
     tokens = PackedRows.from_padded(batch.input_ids[rows], batch.lengths[rows])
-    chosen = (tokens.starts[:, None] + batch.positions[rows])[batch.mask[rows]]
+    chosen = batch.mask[rows].nonzero()[:, 0], batch.positions[rows][batch.mask[rows]]  # row and place of each, (t,)
     return Microbatch(
         rows=rows,
         tokens=tokens.evened(),
-        predictors=chosen - 1,  # the state before a token predicts it
-        last=tokens.starts + tokens.lengths - 1,
-        targets=tokens.input_ids[chosen],
+        predictors=tokens.tokens[chosen[0], chosen[1] - 1],  # the state before a token predicts it
+        last=tokens.last,
+        targets=batch.input_ids[rows][chosen],
         counts=counts,
     )

@@ -28,11 +28,12 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def insert(self, rows: Tensor, key_states: Tensor, value_states: Tensor) -> None:
-        """Write prefilled states (n, heads, P, head size) into the given rows, from column 0."""
+        """Write prefilled states (n, heads, P, head size) into the given rows; what has no column is padding."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys[rows, :, : key_states.shape[2]] = key_states
-        self.values[rows, :, : value_states.shape[2]] = value_states
+        width = min(key_states.shape[2], self.cache.columns)
+        self.keys[rows, :, :width] = key_states[:, :, :width]
+        self.values[rows, :, :width] = value_states[:, :, :width]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one token's states (n, heads, 1, head size) at each row's position; return what may be attended to."""

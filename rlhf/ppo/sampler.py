@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 from rlhf.errors import ModelError
 from rlhf.models import fast_trunk
 from rlhf.models.decoding import Decoder
-from rlhf.models.packed import rounded_up
+from rlhf.models.packed import PackedRows, rounded_up
 from rlhf.models.rounding import rounded_factors
 from rlhf.ppo import head
 from rlhf.ppo.cache import SlotCache
@@ -179,17 +179,21 @@ class _Decoding:
         return self.results
 
     def _admit(self, admitted: list[int]) -> None:
-        prompts = [list(self.requests[i].prompt_ids) for i in admitted]
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.sampler.device)
-        width = int(lengths.max())
-        input_ids = torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=self.sampler.device)
-        prefilled = DynamicCache()
-        output = self.trunk(input_ids=input_ids, past_key_values=prefilled, use_cache=True)
+        prompts = PackedRows.from_rows([self.requests[i].prompt_ids for i in admitted], self.sampler.device)
         first = len(self.rows)
         rows = torch.arange(first, first + len(admitted), device=self.sampler.device)
-        self.cache.insert(rows, prefilled, lengths)
         self.rows += admitted
-        self._sample(output.last_hidden_state[torch.arange(len(admitted)), lengths - 1], first)
+        self._sample(self._prefill(prompts, rows), first)
+
+    def _prefill(self, prompts: PackedRows, rows: Tensor) -> Tensor:
+        """Return the hidden states (n, d) behind n prompts, and put these into rows of the cache."""
+        if self.decoder is not None:
+            return self.decoder.prefill(prompts, rows, self.cache)
+        prefilled = DynamicCache()
+        output = self.trunk(input_ids=prompts.pad(prompts.input_ids), past_key_values=prefilled, use_cache=True)
+        self.cache.insert(rows, prefilled, prompts.lengths)
+        hidden: Tensor = output.last_hidden_state
+        return hidden[torch.arange(len(rows)), prompts.lengths - 1]
 
     def _step(self) -> None:
         # Free rows take part for nothing: a CPU writes new code for products of each number of rows, see `evened`.

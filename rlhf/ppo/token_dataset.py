@@ -164,10 +164,8 @@ def score_tokens(module: Any, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, 
         module: Has a trunk and a `score` layer, and shares the policy's tokenizer.
         rows: Token ids, without padding.
     """
-    device = next(module.parameters()).device
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    tokens = PackedRows(torch.tensor([token for row in rows for token in row], device=device), lengths)
-    hidden = head.hidden_states(module, tokens.evened())[tokens.starts + lengths - 1]
+    tokens = PackedRows.from_rows(rows, next(module.parameters()).device)
+    hidden = head.hidden_states(module, tokens.evened())[tokens.last]
     scores: np.ndarray[Any, np.dtype[np.float64]] = module.score(hidden).squeeze(-1).double().cpu().numpy()
     return scores
 

@@ -1,6 +1,6 @@
 """The cut into microbatches holds its budget and deals rows out fairly, and groups stay whole."""
 
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,19 +36,24 @@ def test_a_budget_is_used():
 
 
 @pytest.mark.parametrize("budget", [1, 14, 10**6])
-def test_a_microbatch_holds_its_rows_end_to_end_and_reads_its_own_tokens(budget):
+def test_a_microbatch_holds_its_rows_and_reads_its_own_tokens(budget):
     episodes = random_episodes(9)
     batch = collate(episodes, torch.float64, torch.device("cpu"))
     for part in microbatches(batch, range(9), budget):
-        rows = [episodes[row] for row in part.rows.tolist()]
-        flat = [token for e in rows for token in e.token_ids]
-        assert part.tokens.input_ids.tolist() == flat
-        assert part.tokens.lengths.tolist() == [len(e.token_ids) for e in rows]
-        own = [token for e in rows for token, mine in zip(e.token_ids, e.response_mask, strict=True) if mine]
-        before = [e.token_ids[at - 1] for e in rows for at, mine in enumerate(e.response_mask) if mine]
-        assert part.targets.tolist() == own
-        assert [flat[at] for at in part.predictors.tolist()] == before
-        assert part.last.tolist() == list(accumulate((len(e.token_ids) for e in rows), initial=-1))[1:]
+        rows = [episodes[row].token_ids for row in part.rows.tolist()]
+        masks = [episodes[row].response_mask for row in part.rows.tolist()]
+        assert part.tokens.lengths.tolist() == [len(row) for row in rows]
+        said = [
+            tuple(row[: at + 1]) for row, mask in zip(rows, masks, strict=True) for at in range(len(row)) if mask[at]
+        ]
+        beginning = {
+            token: tuple(row[: at + 1])
+            for row, tokens in zip(rows, part.tokens.tokens.tolist(), strict=True)
+            for at, token in enumerate(tokens[: len(row)])
+        }
+        assert part.targets.tolist() == [tokens[-1] for tokens in said]
+        assert [beginning[token] for token in part.predictors.tolist()] == [tokens[:-1] for tokens in said]
+        assert [beginning[token] for token in part.last.tolist()] == [tuple(row) for row in rows]
 
 
 def test_a_group_that_lost_a_sample_is_left_out_as_a_whole():

@@ -7,7 +7,6 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import (
-    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -80,8 +79,11 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def packed() -> PackedRows:
+def packed(*, shared: int = 0) -> PackedRows:
+    """Three rows, of which the first tokens are the same; the first two share one more."""
     ids = torch.randint(0, 40, (3, 9), generator=torch.Generator().manual_seed(0))
+    ids[:, :shared] = ids[0, :shared]
+    ids[1, : shared + bool(shared)] = ids[0, : shared + bool(shared)]
     return PackedRows.from_padded(ids, LENGTHS)
 
 
@@ -110,9 +112,13 @@ def _double_norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("longest", [160, 4])  # rows shorter and longer than matrix products are used for
-def test_values_and_gradients_are_those_of_the_modules(name: str, longest: int, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("shared", [0, 2])
+def test_values_and_gradients_are_those_of_the_modules(
+    name: str, longest: int, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(attention.LONGEST, torch.float64, longest)
-    model, rows = MODELS[name](), packed()
+    model, rows = MODELS[name](), packed(shared=shared)
+    assert len(rows.repeats) == (5 if shared else 0)
     assert fast_trunk.can_run(head.trunk(model))
     ours, theirs = fast_trunk.run(head.trunk(model), rows), by_modules(model, rows)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -199,6 +205,15 @@ def test_everything_else_goes_through_the_modules(name: str) -> None:
     assert torch.equal(ours, by_modules(model, rows))
 
 
+def test_padding_never_reaches_beyond_the_positions_that_a_model_has() -> None:
+    """20 tokens are 32 columns in the blocks computed by hand, but no more than 20 in a model with 20 positions."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=20)).double().eval()
+    ids = torch.randint(0, 40, (2, 20))
+    hidden = head.hidden_states(model, PackedRows.from_padded(ids, torch.tensor([20, 3])))
+    torch.testing.assert_close(hidden[:20], model.transformer(ids[:1]).last_hidden_state[0], rtol=0, atol=1e-12)
+
+
 def test_compiling_without_a_compiler_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
     with pytest.raises(ModelError, match="compile_kernels needs a C\\+\\+ compiler"):
@@ -208,15 +223,16 @@ def test_compiling_without_a_compiler_says_what_to_do(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", MODELS)
 def test_decoding_gives_what_whole_rows_give(name: str) -> None:
-    """Three rows of 7 tokens, of which 1, 2 and 3 are there at the start."""
-    model, rows = MODELS[name](), torch.arange(3)
-    trunk, prefilled = head.trunk(model), DynamicCache()
-    ids = torch.randint(0, 40, (3, 7), generator=torch.Generator().manual_seed(0))
-    decoder, cache = Decoder(trunk), SlotCache(trunk.config.num_hidden_layers, 3, 9, torch.device("cpu"))
+    """Three rows, of which 1, 2 and 17 tokens are there at the start; two begin alike."""
+    model, rows, prompts = MODELS[name](), torch.arange(3), torch.tensor([1, 2, 17])
+    trunk = head.trunk(model)
+    ids = torch.randint(0, 40, (3, 21), generator=torch.Generator().manual_seed(0))
+    ids[2, :2] = ids[1, :2]
+    decoder, cache = Decoder(trunk), SlotCache(trunk.config.num_hidden_layers, 3, 21, torch.device("cpu"))
     with torch.inference_mode():
         expected = trunk(input_ids=ids).last_hidden_state
-        trunk(input_ids=ids[:, :3], past_key_values=prefilled, use_cache=True)
-        cache.insert(rows, prefilled, torch.tensor([1, 2, 3]))
+        hidden = decoder.prefill(PackedRows.from_padded(ids, prompts), rows, cache)
+        torch.testing.assert_close(hidden, expected[rows, prompts - 1], rtol=0, atol=1e-12)
         for _ in range(4):
             mask, columns = cache.begin_step(3, torch.float64), cache.lengths.clone()
             hidden = decoder.step(ids[rows, columns], columns, mask, cache)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from ppo_helpers import exact, make_trainer, random_episodes, record_steps, tiny, weights
+from ppo_helpers import episode, exact, make_trainer, random_episodes, record_steps, tiny, weights
 from transformers import LlamaForSequenceClassification
 
 from rlhf.models import packed
@@ -114,6 +114,25 @@ def test_rows_that_nobody_reads_change_no_gradient(tmp_path, monkeypatch):
     assert len(evened.tokens.input_ids) % packed.EVEN == 0
     assert len(evened.tokens.lengths) > len(batch)
     trainer.update(batch, iteration=0)
+    assert largest_difference(*recorded) < 1e-12
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_episodes_have_in_common_is_computed_once_and_changes_no_gradient(tmp_path, family):
+    """Four samples each of two prompts: microbatches of one episode have nothing in common, and give the same."""
+    prompts = [[5, 6, 7, 2, 4, 1], [5, 6, 7, 2, 3]]
+    episodes = [episode(prompts[n // 4], [4 + n % 3, n, 3], float(n), index=n // 4) for n in range(8)]
+    trainer = make_trainer(
+        tmp_path, exact(tiny(family)), ref_model=exact(tiny(family, seed=1)), episodes=episodes,
+        num_ppo_epochs=1, learning_rate=0.0, max_grad_norm=0.0, vf_coef=0.5,
+    )  # fmt: skip
+    batch, recorded = perturbed(trainer.score(trainer.rollout(0))), record_steps(trainer)
+    (whole,) = microbatches(batch, range(8), budget=10**6)
+    assert len(whole.tokens.input_ids) == 6 + 1 + 6 + 16  # prompts; three first tokens each; the rest of the responses
+    for budget in (10**6, 1):
+        trainer.args.microbatch_tokens = budget
+        trainer.update(batch, iteration=0)
+    assert max(float(grad.abs().max()) for grad in recorded[0].values()) > 1e-2
     assert largest_difference(*recorded) < 1e-12
 
 

@@ -24,9 +24,9 @@ FAULTS = (
         "each state predicts the token that it has just read", _PLAIN,
     ),
     Fault(
-        "final-value-behind-padding", "batch.py",
-        "last=tokens.starts + tokens.lengths - 1,", "last=tokens.starts + tokens.width - 1,",
-        "the value behind a short episode is read from the next one", _PLAIN,
+        "final-value-before-the-end", "batch.py",
+        "last=tokens.last,", "last=tokens.tokens[:, 0],",
+        "the value behind an episode is that of its beginning", _PLAIN,
     ),
     Fault(
         "stop-string-is-no-stop", "batch.py",

@@ -102,9 +102,9 @@ FAULTS = (
         "the policy never learns to stop", _LAST_TOKEN,
     ),
     Fault(
-        "reward-model-read-at-padding", "token_dataset.py",
-        "[tokens.starts + lengths - 1]", "[tokens.starts + tokens.width - 1]",
-        "short conversations are read in their neighbours",
+        "reward-model-read-at-the-start", "token_dataset.py",
+        "[tokens.last]", "[tokens.tokens[:, 0]]",
+        "conversations are judged by their first token",
         ("token_dataset::test_a_reward_model_is_read_at_the_last_real_token_in_any_company",),
     ),
     Fault(
