@@ -233,6 +233,7 @@ def test_decoding_gives_what_whole_rows_give(name: str) -> None:
         expected = trunk(input_ids=ids).last_hidden_state
         hidden = decoder.prefill(PackedRows.from_padded(ids, prompts), rows, cache)
         torch.testing.assert_close(hidden, expected[rows, prompts - 1], rtol=0, atol=1e-12)
+        assert torch.equal(cache.lengths, prompts)
         for _ in range(4):
             mask, columns = cache.begin_step(3, torch.float64), cache.lengths.clone()
             hidden = decoder.step(ids[rows, columns], columns, mask, cache)
