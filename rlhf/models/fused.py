@@ -159,11 +159,10 @@ def _packed_gradients(
     query, key, value = grads
     packed = [kernels.rotate_heads_backward(grad, cos, sin, rows.slots, dtype) for grad in (query, key)]
     packed.append(kernels.merge_heads(value, rows.slots))
-    if len(rows.repeats):
-        tokens = rows.sources[rows.repeats]
-        repeated = kernels.rotate_heads_backward(key, cos[tokens], sin[tokens], rows.repeats, dtype)
-        rows.add_repeats(packed[1], repeated)
-        rows.add_repeats(packed[2], kernels.merge_heads(value, rows.repeats))
+    if len(rows.repeats):  # the sums are float32, and rounded once
+        turned = kernels.rotate_heads_backward(key, cos[rows.repeated], sin[rows.repeated], rows.repeats, dtype)
+        packed[1].index_add_(0, rows.repeated, turned)
+        packed[2].index_add_(0, rows.repeated, kernels.merge_heads(value, rows.repeats))
     return packed
 
 

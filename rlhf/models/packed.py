@@ -119,22 +119,14 @@ class PackedRows:
         return (self._real & ~self.first).nonzero().squeeze(1)
 
     @cached_property
+    def repeated(self) -> Tensor:
+        """Which token stands in each place of `repeats`, (m,)."""
+        return self.sources[self.repeats]
+
+    @cached_property
     def _real(self) -> Tensor:
         columns = torch.arange(self.width, device=self.lengths.device)
         return (columns < self.lengths[:, None]).flatten()
-
-    @cached_property
-    def _repeated(self) -> tuple[Tensor, Tensor]:
-        """The tokens that have several places, and which of these stands in each place of `repeats`."""
-        found: tuple[Tensor, Tensor] = torch.unique(self.sources[self.repeats], return_inverse=True)
-        return found
-
-    def add_repeats(self, packed: Tensor, repeated: Tensor) -> Tensor:
-        """Add what lies in the places of `repeats`, (m, ...), to their tokens in (n, ...), in place."""
-        tokens, numbers = self._repeated
-        wide = torch.promote_types(packed.dtype, torch.float32)
-        packed[tokens] = packed[tokens].to(wide).index_add_(0, numbers, repeated.to(wide)).to(packed.dtype)
-        return packed
 
     def pad(self, values: Tensor) -> Tensor:
         """Lay (n, ...) out as (b, columns of the longest, ...); what stands in the padding means nothing."""

@@ -42,7 +42,7 @@ FAULTS = (
     Fault(
         "shared-values-learn-from-one-row",
         "models/fused.py",
-        "rows.add_repeats(packed[2], kernels.merge_heads(value, rows.repeats))",
+        "packed[2].index_add_(0, rows.repeated, kernels.merge_heads(value, rows.repeats))",
         "pass",
         "keys learn from all rows, values from the first",
         _MODULES,
@@ -50,8 +50,8 @@ FAULTS = (
     Fault(
         "repeats-rotated-by-others-angles",
         "models/fused.py",
-        "cos[tokens], sin[tokens]",
-        "cos[: len(tokens)], sin[: len(tokens)]",
+        "cos[rows.repeated], sin[rows.repeated]",
+        "cos[: len(rows.repeats)], sin[: len(rows.repeats)]",
         "gradients of shared keys are turned to other positions",
         _MODULES,
     ),
@@ -62,14 +62,6 @@ FAULTS = (
         "rows.sources, rows._real, rows.width",
         "what one token says has an effect for each row that begins with it",
         _MODULES,
-    ),
-    Fault(
-        "repeats-summed-in-few-digits",
-        "models/packed.py",
-        "wide = torch.promote_types(packed.dtype, torch.float32)",
-        "wide = packed.dtype",
-        "the gradient of a prompt of many samples loses most of them",
-        ("packed::test_sums_over_many_samples_are_rounded_once",),
     ),
     Fault(
         "prompts-without-length",
