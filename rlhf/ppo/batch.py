@@ -128,12 +128,13 @@ def microbatches(batch: Batch, rows: Sequence[int], budget: int, rank: int = 0, 
 def _microbatch(batch: Batch, part: list[int], counts: bool) -> Microbatch:
     rows = torch.tensor(part, device=batch.input_ids.device)
     tokens = PackedRows.from_padded(batch.input_ids[rows], batch.lengths[rows])
-    chosen = batch.mask[rows].nonzero()[:, 0], batch.positions[rows][batch.mask[rows]]  # row and place of each, (t,)
+    mask = batch.mask[rows]
+    row, place = mask.nonzero()[:, 0], batch.positions[rows][mask]  # of each response token, (t,)
     return Microbatch(
         rows=rows,
         tokens=tokens.evened(),
-        predictors=tokens.tokens[chosen[0], chosen[1] - 1],  # the state before a token predicts it
+        predictors=tokens.tokens[row, place - 1],  # the state before a token predicts it
         last=tokens.last,
-        targets=batch.input_ids[rows][chosen],
+        targets=batch.input_ids[rows][row, place],
         counts=counts,
     )

@@ -15,12 +15,12 @@ FAULTS = (
     ),
     Fault(
         "predicted-by-itself", "batch.py",
-        "predictors=chosen - 1,", "predictors=chosen,",
+        "tokens.tokens[row, place - 1]", "tokens.tokens[row, place]",
         "a token is read from the state behind it", _PLAIN,
     ),
     Fault(
         "targets-one-early", "batch.py",
-        "targets=tokens.input_ids[chosen],", "targets=tokens.input_ids[chosen - 1],",
+        "[row, place],", "[row, place - 1],",
         "each state predicts the token that it has just read", _PLAIN,
     ),
     Fault(

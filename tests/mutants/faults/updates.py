@@ -239,7 +239,7 @@ FAULTS = (
     ),
     Fault(
         "prompt-read-at-padding", "sampler.py",
-        "[torch.arange(len(admitted)), lengths - 1]", "[:, -1]",
+        "[torch.arange(len(rows)), prompts.lengths - 1]", "[:, -1]",
         "short prompts are answered from their padding", _SAMPLER,
     ),
     Fault(
