@@ -40,7 +40,7 @@ class PackedRows:
 
     input_ids: Tensor  # (n,)
     lengths: Tensor  # (b,) of whole rows, shared beginnings included
-    tokens: Tensor  # (b, columns of the longest) which of the n stands in each place; in the padding it means nothing
+    grid: Tensor  # (b, columns of the longest) which of the n stands in each place; in the padding it means nothing
 
     @classmethod
     def from_padded(cls, input_ids: Tensor, lengths: Tensor) -> "PackedRows":
@@ -70,25 +70,25 @@ class PackedRows:
         missing = rounded_up(tokens, EVEN) - tokens
         if not missing or tokens <= EVEN_FROM or self.input_ids.device.type != "cpu":
             return self
-        longest = self.tokens.shape[1]
+        longest = self.grid.shape[1]
         rows, rest = divmod(missing, longest)
         fillers = torch.arange(tokens, tokens + (rows + (rest > 0)) * longest).view(-1, longest)
         return PackedRows(
             torch.cat([self.input_ids, self.input_ids.new_zeros(missing)]),
             torch.cat([self.lengths, self.lengths.new_tensor([longest] * rows + [rest] * (rest > 0))]),
-            torch.cat([self.tokens, fillers]),
+            torch.cat([self.grid, fillers]),
         )
 
     @cached_property
     def width(self) -> int:
         """Columns of the padded rows: tokens of the longest, above 16 rounded up to a multiple of 16."""
-        longest = self.tokens.shape[1]
+        longest = self.grid.shape[1]
         return longest if longest <= 16 else rounded_up(longest, 16)
 
     @cached_property
     def last(self) -> Tensor:
         """The last token of each row, (b,)."""
-        return self.tokens.gather(1, self.lengths[:, None] - 1).squeeze(1)
+        return self.grid.gather(1, self.lengths[:, None] - 1).squeeze(1)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -99,7 +99,7 @@ class PackedRows:
     def sources(self) -> Tensor:
         """Which token stands in each place of the flattened padded rows, (b * l,); padding repeats a row's last."""
         columns = torch.arange(self.width, device=self.lengths.device)
-        return self.tokens.gather(1, torch.minimum(columns, self.lengths[:, None] - 1)).flatten()
+        return self.grid.gather(1, torch.minimum(columns, self.lengths[:, None] - 1)).flatten()
 
     @cached_property
     def slots(self) -> Tensor:
@@ -130,7 +130,7 @@ class PackedRows:
 
     def pad(self, values: Tensor) -> Tensor:
         """Lay (n, ...) out as (b, columns of the longest, ...); what stands in the padding means nothing."""
-        return values[self.sources.view(-1, self.width)[:, : self.tokens.shape[1]]]
+        return values[self.sources.view(-1, self.width)[:, : self.grid.shape[1]]]
 
     def pack(self, values: Tensor) -> Tensor:
         """Take (n, ...) out of what is laid out like that, each token from its first place."""

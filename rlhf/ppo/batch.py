@@ -133,7 +133,7 @@ def _microbatch(batch: Batch, part: list[int], counts: bool) -> Microbatch:
     return Microbatch(
         rows=rows,
         tokens=tokens.evened(),
-        predictors=tokens.tokens[row, place - 1],  # the state before a token predicts it
+        predictors=tokens.grid[row, place - 1],  # the state before a token predicts it
         last=tokens.last,
         targets=batch.input_ids[rows][row, place],
         counts=counts,

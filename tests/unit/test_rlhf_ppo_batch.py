@@ -48,7 +48,7 @@ def test_a_microbatch_holds_its_rows_and_reads_its_own_tokens(budget):
         ]
         beginning = {
             token: tuple(row[: at + 1])
-            for row, tokens in zip(rows, part.tokens.tokens.tolist(), strict=True)
+            for row, tokens in zip(rows, part.tokens.grid.tolist(), strict=True)
             for at, token in enumerate(tokens[: len(row)])
         }
         assert part.targets.tolist() == [tokens[-1] for tokens in said]

@@ -34,7 +34,7 @@ def test_each_beginning_is_kept_once(rows: list[list[int]]) -> None:
     assert len(packed.input_ids) == len(set(beginnings(rows)))
     assert packed.lengths.tolist() == [len(row) for row in rows]
     of_token = {}
-    for row, tokens in zip(rows, packed.tokens.tolist(), strict=True):
+    for row, tokens in zip(rows, packed.grid.tolist(), strict=True):
         for at in range(len(row)):
             assert of_token.setdefault(tokens[at], tuple(row[: at + 1])) == tuple(row[: at + 1])
     assert packed.positions.tolist() == [len(of_token[token]) - 1 for token in range(len(of_token))]

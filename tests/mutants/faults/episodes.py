@@ -15,7 +15,7 @@ FAULTS = (
     ),
     Fault(
         "predicted-by-itself", "batch.py",
-        "tokens.tokens[row, place - 1]", "tokens.tokens[row, place]",
+        "tokens.grid[row, place - 1]", "tokens.grid[row, place]",
         "a token is read from the state behind it", _PLAIN,
     ),
     Fault(
@@ -25,7 +25,7 @@ FAULTS = (
     ),
     Fault(
         "final-value-before-the-end", "batch.py",
-        "last=tokens.last,", "last=tokens.tokens[:, 0],",
+        "last=tokens.last,", "last=tokens.grid[:, 0],",
         "the value behind an episode is that of its beginning", _PLAIN,
     ),
     Fault(
