@@ -39,7 +39,7 @@ def response_logprobs(
     batch = collate(episodes, torch.float32, next(policy.parameters()).device)
     sums = np.zeros((len(temperatures), len(episodes)))
     for microbatch in microbatches(batch, range(len(episodes)), microbatch_tokens):
-        hidden = head.hidden_states(policy, microbatch.tokens)[microbatch.predictors]  # (t, d)
+        hidden = head.hidden_states(policy, microbatch.tokens, microbatch.predictors)  # (t, d)
         tokens = batch.mask[microbatch.rows].sum(1).tolist()  # (b,) the t tokens lie row behind row
         for number, temperature in enumerate(temperatures):
             logprobs, _ = token_logprobs(policy, hidden, microbatch.targets, temperature)  # (t,)

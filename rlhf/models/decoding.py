@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 from rlhf.models.fast_trunk import blocks, epsilon, run
 from rlhf.models.fused import FeedForward, Heads, Projection
@@ -25,22 +26,16 @@ class Decoder:
 
     def __init__(self, trunk: Any) -> None:
         self.trunk = trunk
-        self.blocks = blocks(trunk)
+        self.blocks = [(heads, _joined(heads), layer) for heads, layer in blocks(trunk)]
 
-    def prefill(self, prompts: PackedRows, rows: Tensor, cache: Any) -> Tensor:
-        """Return the hidden states (b, D) of the prompts' last tokens, and put their keys and values into the cache.
+    def prefill(self, prompts: PackedRows) -> tuple[Tensor, DynamicCache]:
+        """Return the hidden states (b, D) of the last tokens of b prompts, and the keys and values of all of them."""
+        count, prefilled = len(prompts.lengths), DynamicCache()
 
-        Args:
-            prompts: b of them.
-            rows: (b,) of the cache.
-            cache: A `SlotCache`.
-        """
+        def keep(key: Tensor, value: Tensor, number: int) -> None:
+            prefilled.update(key[:count].to(value.dtype), value[:count], number)
 
-        def keep(number: int, key: Tensor, value: Tensor) -> None:
-            cache.layers[number].insert(rows, key[: len(rows)].to(value.dtype), value[: len(rows)])
-
-        cache.lengths[rows] = prompts.lengths
-        return run(self.trunk, prompts.evened(), keep)[prompts.last]
+        return run(self.trunk, prompts.evened(), prompts.last, keep), prefilled
 
     def step(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
         """Return the hidden states (n, D) of the tokens, and put their keys and values into the cache.
@@ -56,27 +51,38 @@ class Decoder:
         cos, sin = (part[0].T.to(x.dtype) for part in self.trunk.rotary_emb(x, positions[None]))  # (d, n)
         first, second = sin.chunk(2)
         angles = cos, torch.cat([-first, second])
-        for number, (heads, layer) in enumerate(self.blocks):
-            attended = _attend(x, heads, angles, mask, cache, number, embedded.dtype)
+        for number, (heads, joined, layer) in enumerate(self.blocks):
+            normed = _rms_norm(x, heads.norm, heads.epsilon, embedded.dtype)
+            products = _project(joined, normed).view(-1, heads.size, len(token_ids))
+            attended = _attend(products, heads, angles, mask, cache, number)
             x = _block_output(x, attended, layer)
         norm = self.trunk.norm
         return nn.functional.rms_norm(x.T, x.shape[:1], norm.weight.to(x.dtype), epsilon(norm))
 
 
+def _joined(heads: Heads) -> Projection:
+    """Queries, keys and values as one projection with adapters merged: one product takes half the time of three."""
+    parts = (heads.query, heads.key, heads.value)
+    biases = [by.bias for by in parts if by.bias is not None]  # of all three, or of none
+    return Projection(torch.cat([_merged(by) for by in parts]), torch.cat(biases) if biases else None, None, None, 0.0)
+
+
+def _merged(by: Projection) -> Tensor:
+    return by.weight if by.down is None or by.up is None else by.weight + by.scale * (by.up @ by.down)
+
+
 def _attend(
-    x: Tensor, heads: Heads, angles: tuple[Tensor, Tensor], mask: Tensor, cache: Any, number: int, dtype: torch.dtype
+    products: Tensor, heads: Heads, angles: tuple[Tensor, Tensor], mask: Tensor, cache: Any, number: int
 ) -> Tensor:
-    """Attention of the newest tokens (D, n) to their rows: (H * d, n) in `dtype`."""
-    normed = _rms_norm(x, heads.norm, heads.epsilon, dtype)
-    query, key, value = (
-        _project(by, normed).view(-1, heads.size, x.shape[1]) for by in (heads.query, heads.key, heads.value)
-    )
-    both, (cos, sin) = torch.cat([query, key]).to(x.dtype), angles
-    turned = torch.addcmul(both * cos, both.roll(heads.size // 2, 1), sin).to(dtype).permute(2, 0, 1)  # (n, H + K, d)
-    newest = turned[:, len(query) :, None], value.permute(2, 0, 1)[:, :, None]
+    """Attention of the newest tokens to their rows: (H * d, n), from what `_joined` makes of them, (H + 2 K, d, n)."""
+    turning, (cos, sin) = len(products) - len(heads.value.weight) // heads.size, angles  # queries and keys, H + K
+    both = products[:turning].to(cos.dtype)
+    turned = torch.addcmul(both * cos, both.roll(heads.size // 2, 1), sin).to(products.dtype).permute(2, 0, 1)
+    queries = 2 * turning - len(products)  # H
+    newest = turned[:, queries:, None], products[turning:].permute(2, 0, 1)[:, :, None]
     keys, values = cache.update(*newest, number)  # (n, K, columns, d)
     # Heads that share keys are rows of one here: the mask is the same for all of them.
-    query = turned[:, : len(query)].reshape(len(keys), keys.shape[1], -1, heads.size).contiguous()
+    query = turned[:, :queries].reshape(len(keys), keys.shape[1], -1, heads.size).contiguous()
     return nn.functional.scaled_dot_product_attention(query, keys, values, mask).reshape(len(keys), -1).T
 
 

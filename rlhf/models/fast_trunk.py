@@ -14,7 +14,7 @@ from transformers import LlamaModel, MistralModel, Qwen2Model
 
 from rlhf.models.attention import causal_attention
 from rlhf.models.fused import FeedForward, Heads, Projection, attention_inputs, block_output
-from rlhf.models.packed import PackedRows
+from rlhf.models.packed import PackedRows, evened
 
 _FAMILIES = (LlamaModel, MistralModel, Qwen2Model)
 
@@ -88,15 +88,17 @@ def blocks(trunk: Any) -> list[tuple[Heads, FeedForward]]:
     return found
 
 
-def run(trunk: Any, rows: PackedRows, keep: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
-    """Return the hidden states (n, D) of packed rows, in the precision of the embeddings or better.
+def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Callable[[Tensor, Tensor, int], Any] | None = None) -> Tensor:
+    """Return the hidden states (t, D) of some tokens of packed rows, in the precision of the embeddings or better.
 
-    Matrix products are in bfloat16 where autocast says so, else in the precision of the weights.
+    Of the other tokens the last block computes keys and values alone. Matrix products are in bfloat16 where autocast
+    says so, else in the precision of the weights.
 
     Args:
         trunk: What `can_run` said yes to.
         rows: n tokens.
-        keep: Is given the number, the keys and the values, (b, K, l, d), of each block.
+        read: (t,) which of them.
+        keep: Is given the keys and the values, (b, K, l, d), and the number of each block.
     """
     lowered = torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False):
@@ -107,6 +109,14 @@ def run(trunk: Any, rows: PackedRows, keep: Callable[[int, Tensor, Tensor], None
         for number, (heads, layer) in enumerate(blocks(trunk)):
             query, key, value = attention_inputs(x, heads, cos, sin, rows, dtype)
             if keep is not None:
-                keep(number, key, value)
-            x = block_output(x, causal_attention(query, key, value, rows, dtype), layer, dtype)
-        return nn.functional.rms_norm(x, x.shape[-1:], trunk.norm.weight.to(x.dtype), epsilon(trunk.norm))
+                keep(key, value, number)
+            attended = causal_attention(query, key, value, rows, dtype)
+            if number + 1 == len(trunk.layers):
+                wanted, places = torch.unique(
+                    read, return_inverse=True
+                )  # what several rows share is read for each of them
+                wanted = evened(wanted)
+                x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)
+            x = block_output(x, attended, layer, dtype)
+        x = nn.functional.rms_norm(x, x.shape[-1:], trunk.norm.weight.to(x.dtype), epsilon(trunk.norm))
+        return x.index_select(0, places)

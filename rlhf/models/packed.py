@@ -21,6 +21,14 @@ def rounded_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+def evened(indices: Tensor) -> Tensor:
+    """Repeat the first of many indices (t,) at the end, as `PackedRows.evened` does with tokens and for its reason."""
+    missing = rounded_up(len(indices), EVEN) - len(indices)
+    if not missing or len(indices) <= EVEN_FROM or indices.device.type != "cpu":
+        return indices
+    return torch.cat([indices, indices[:1].expand(missing)])
+
+
 def _owners(input_ids: Tensor, real: Tensor) -> Tensor:
     """Return which row's token stands in each place (b, l): rows share one as long as they agree from the start."""
     marked = input_ids.masked_fill(~real, -1)

@@ -1,11 +1,13 @@
-"""What bfloat16 compute changes in a model that is about to be trained.
+"""What bfloat16 compute changes in models.
 
-Trainers run it under autocast, so trained weights, their gradients and the optimizer stay float32.
+Trained weights, their gradients and the optimizer stay float32: trainers run them under autocast.
 """
 
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.model import ModelConfig
 from rlhf.models.attention import prefer_fast_attention
@@ -13,9 +15,6 @@ from rlhf.models.attention import prefer_fast_attention
 
 def prepare_for_training(model: Any, config: ModelConfig, *, sharded: bool) -> None:
     """Make training in the configured precision fast; a float32 model is left as it is.
-
-    Frozen matrices under adapters need no float32 master: they are stored in bfloat16, which spares autocast a cast in
-    every pass. Their rounding is that of autocast. Embeddings and the output layer stay float32.
 
     Args:
         model: With its adapters on, if it gets some; changed in place.
@@ -25,13 +24,20 @@ def prepare_for_training(model: Any, config: ModelConfig, *, sharded: bool) -> N
     if config.dtype != "bfloat16":
         return
     prefer_fast_attention(model)
-    if config.lora is None or sharded:
-        return
-    apart = {id(layer.weight) for layer in (model.get_input_embeddings(), _output_layer(model)) if layer is not None}
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.ndim == 2 and id(parameter) not in apart:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    if config.lora is not None and not sharded:
+        round_frozen_matrices(model)
 
 
-def _output_layer(model: Any) -> Any:
-    return getattr(model.get_base_model(), "get_output_embeddings", lambda: None)()
+def round_frozen_matrices(model: Any) -> None:
+    """Store a trunk's matrices that are not trained in bfloat16, which spares autocast a cast in every pass.
+
+    They need no float32 master, and the rounding is that of autocast, so no result changes. Embeddings, norms, and
+    what stands behind the trunk (the output layer, a reward model's head) keep their precision.
+
+    Args:
+        model: A transformers model, with adapters or without; changed in place.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for module in getattr(base, base.base_model_prefix).modules():
+        if isinstance(module, (nn.Linear, Conv1D)) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.to(torch.bfloat16)

@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rlhf.models.packed import PackedRows
 from rlhf.models.shared_trunk import CRITIC, Adapters
 from rlhf.ppo import head
 from rlhf.ppo.batch import Microbatch
@@ -82,10 +81,10 @@ class ActorCritic(nn.Module):
         """
         adapters_off = self.adapters.using() if reference else nullcontext()
         with adapters_off:
-            hidden = self._run(self.policy, microbatch.tokens)  # (n, d)
+            hidden = self._run(self.policy, microbatch)
             logprobs, entropies = token_logprobs(
                 self.policy,
-                hidden[microbatch.predictors],
+                hidden[: len(microbatch.targets)],
                 microbatch.targets,
                 temperature,
                 entropy=entropy,
@@ -97,14 +96,15 @@ class ActorCritic(nn.Module):
             )
         if isinstance(self.value_model, AdapterCritic):
             with self.adapters.using(CRITIC):
-                hidden = self._run(self.policy, microbatch.tokens)
+                hidden = self._run(self.policy, microbatch)
         elif not isinstance(self.value_model, SharedCritic):
-            hidden = self._run(self.value_model, microbatch.tokens)
-        read = hidden[torch.cat([microbatch.predictors, microbatch.last])]
+            hidden = self._run(self.value_model, microbatch)
         score: nn.Linear = self.value_model.score  # type: ignore[assignment]
-        values = score(read.to(score.weight.dtype)).squeeze(-1).to(logprobs.dtype)
-        return TokenOutputs(logprobs, entropies, *values.split([len(microbatch.predictors), len(microbatch.rows)]))
+        values = score(hidden.to(score.weight.dtype)).squeeze(-1).to(logprobs.dtype)
+        return TokenOutputs(logprobs, entropies, *values.split([len(microbatch.targets), len(microbatch.rows)]))
 
-    def _run(self, model: nn.Module, rows: PackedRows) -> Tensor:
-        with torch.autocast(rows.input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return head.hidden_states(model, rows)
+    def _run(self, model: nn.Module, microbatch: Microbatch) -> Tensor:
+        """Return the hidden states (t + b, d) behind which tokens were chosen, then those of each row's last token."""
+        read = torch.cat([microbatch.predictors, microbatch.last])
+        with torch.autocast(read.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return head.hidden_states(model, microbatch.tokens, read)

@@ -23,7 +23,7 @@ def trunk(policy: nn.Module) -> Any:
     return getattr(model, model.base_model_prefix)
 
 
-def hidden_states(policy: nn.Module, rows: PackedRows) -> Tensor:
+def hidden_states(policy: nn.Module, rows: PackedRows, read: Tensor) -> Tensor:
     """Run the trunk over rows: block by block where `fast_trunk` knows it, else as a module on padded rows.
 
     No attention mask is needed: attention is causal, so what a real token sees never includes padding behind it.
@@ -31,14 +31,16 @@ def hidden_states(policy: nn.Module, rows: PackedRows) -> Tensor:
     Args:
         policy: A causal language model.
         rows: n tokens of any number of rows.
+        read: (t,) the tokens whose hidden states are wanted.
 
     Returns:
-        (n, d) hidden states.
+        (t, d).
     """
     model = trunk(policy)
     if fast_trunk.can_run(model):
-        return fast_trunk.run(model, rows)
-    return rows.pack(model(input_ids=rows.pad(rows.input_ids), use_cache=False).last_hidden_state)
+        return fast_trunk.run(model, rows, read)
+    padded = model(input_ids=rows.pad(rows.input_ids), use_cache=False).last_hidden_state
+    return rows.pack(padded)[read]
 
 
 def output_layer(policy: nn.Module) -> nn.Module:

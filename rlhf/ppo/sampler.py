@@ -188,12 +188,13 @@ class _Decoding:
     def _prefill(self, prompts: PackedRows, rows: Tensor) -> Tensor:
         """Return the hidden states (n, d) behind n prompts, and put these into rows of the cache."""
         if self.decoder is not None:
-            return self.decoder.prefill(prompts, rows, self.cache)
-        prefilled = DynamicCache()
-        output = self.trunk(input_ids=prompts.pad(prompts.input_ids), past_key_values=prefilled, use_cache=True)
+            hidden, prefilled = self.decoder.prefill(prompts)
+        else:
+            prefilled = DynamicCache()
+            output = self.trunk(input_ids=prompts.pad(prompts.input_ids), past_key_values=prefilled, use_cache=True)
+            hidden = output.last_hidden_state[torch.arange(len(rows)), prompts.lengths - 1]
         self.cache.insert(rows, prefilled, prompts.lengths)
-        hidden: Tensor = output.last_hidden_state
-        return hidden[torch.arange(len(rows)), prompts.lengths - 1]
+        return hidden
 
     def _step(self) -> None:
         # Free rows take part for nothing: a CPU writes new code for products of each number of rows, see `evened`.

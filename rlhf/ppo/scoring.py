@@ -18,6 +18,8 @@ from rlhf.ppo.episode import Episode
 from rlhf.ppo.masked import masked_whiten
 from rlhf.ppo.token_rewards import penalise_missing_stop, token_rewards
 
+WITHOUT_GRADIENTS = 4  # microbatches at a time where autograd keeps nothing of every block
+
 Evaluate = Callable[[Microbatch], TokenOutputs]
 
 
@@ -30,10 +32,10 @@ def evaluate_models(batch: Batch, policy: Evaluate, reference: Evaluate, acceler
         policy: Runs policy and critic on a microbatch.
         reference: Runs the reference policy.
         accelerator: Says which share of the rows is this process's.
-        budget: Tokens of one microbatch.
+        budget: Tokens of one microbatch of the update.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
-    for microbatch in microbatches(batch, range(len(batch)), budget, rank, world):
+    for microbatch in microbatches(batch, range(len(batch)), WITHOUT_GRADIENTS * budget, rank, world):
         own, frozen = policy(microbatch), reference(microbatch)
         if microbatch.counts:
             mask = batch.mask[microbatch.rows]

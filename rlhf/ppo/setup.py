@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, get_scheduler
@@ -15,6 +16,7 @@ from rlhf.models.adapters import wrap
 from rlhf.models.attention import prefer_fast_attention
 from rlhf.models.dropout import disable_dropout
 from rlhf.models.kernels import compile_kernels
+from rlhf.models.precision import round_frozen_matrices
 from rlhf.models.shared_trunk import CRITIC, belongs_to
 from rlhf.ppo import head
 from rlhf.ppo.actor_critic import ActorCritic, AdapterCritic, SharedCritic
@@ -99,6 +101,23 @@ def _recompute_activations(model: Any, options: dict[str, Any]) -> None:
     enable(options)
     if isinstance(model, PeftModel):
         model.enable_input_require_grads()
+
+
+def prepare_frozen(
+    args: PPOConfig, actor_critic: ActorCritic, reference: nn.Module | None, reward_model: Any, accelerator: Accelerator
+) -> None:
+    """Freeze reward modules, and store what nobody trains in the precision that it is computed with."""
+    rewards = [module for module in reward_list(reward_model)[0] if isinstance(module, nn.Module)]
+    trained = {id(parameter) for parameter in actor_critic.parameters() if parameter.requires_grad}
+    for module in rewards:
+        disable_dropout(module.to(accelerator.device).eval())
+        for parameter in module.parameters():
+            if id(parameter) not in trained:
+                parameter.requires_grad_(False)
+    if args.bf16 and accelerator.distributed_type != "DEEPSPEED":  # which wants all weights in one precision
+        for model in (actor_critic.policy, reference, *rewards):
+            if model is not None:
+                round_frozen_matrices(model)
 
 
 def make_optimizer(args: PPOConfig, model: ActorCritic) -> torch.optim.Optimizer:

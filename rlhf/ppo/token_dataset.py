@@ -140,9 +140,7 @@ class TokenReward:
     def __call__(self, *_: Any, **__: Any) -> list[float | None]:
         """Score the conversations."""
         parts = range(0, len(self.conversations), self.batch_size)
-        device = next(self.module.parameters()).device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            scores = [score_tokens(self.module, self.conversations[i : i + self.batch_size]) for i in parts]
+        scores = [score_tokens(self.module, self.conversations[i : i + self.batch_size], bf16=self.bf16) for i in parts]
         return np.concatenate(scores).tolist()  # type: ignore[no-any-return]
 
 
@@ -157,15 +155,21 @@ def _names(rewards: Sequence[Reward]) -> list[str]:
 
 
 @torch.no_grad()
-def score_tokens(module: Any, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def score_tokens(
+    module: Any, rows: Sequence[Sequence[int]], *, bf16: bool = False
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Score conversations with a sequence-classification model, read at each one's last token.
 
     Args:
         module: Has a trunk and a `score` layer, and shares the policy's tokenizer.
         rows: Token ids, without padding.
+        bf16: Whether the trunk runs under bfloat16 autocast; scores keep their digits.
     """
-    tokens = PackedRows.from_rows(rows, next(module.parameters()).device)
-    hidden = head.hidden_states(module, tokens.evened())[tokens.last]
+    device = next(module.parameters()).device
+    tokens = PackedRows.from_rows(rows, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        hidden = head.hidden_states(module, tokens.evened(), tokens.last)
+    hidden = hidden.to(next(module.score.parameters()).dtype)
     scores: np.ndarray[Any, np.dtype[np.float64]] = module.score(hidden).squeeze(-1).double().cpu().numpy()
     return scores
 

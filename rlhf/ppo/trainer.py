@@ -19,7 +19,6 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 
-from rlhf.models.dropout import disable_dropout
 from rlhf.models.freed_memory import keep_freed_memory
 from rlhf.ppo import callback_support, checkpoint, setup
 from rlhf.ppo.actor_critic import ActorCritic, TokenOutputs
@@ -261,9 +260,7 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
             self.reference = ActorCritic(self.ref_model, None, bf16=bool(args.bf16)).to(self.accelerator.device)
             if self.is_deepspeed_enabled:
                 self.reference = prepare_deepspeed(self.reference, self.accelerator)
-        for module in setup.reward_list(self.reward_model)[0]:
-            if isinstance(module, nn.Module):
-                disable_dropout(module.to(self.accelerator.device).eval())
+        setup.prepare_frozen(args, self.actor_critic, self.ref_model, self.reward_model, self.accelerator)
         self.kl_controller = args.make_kl_controller()
         self.sample_generations_freq = max(1, args.num_total_batches // max(1, args.num_sample_generations))
         plugin = self.accelerator.state.deepspeed_plugin

@@ -15,7 +15,8 @@ FILES = {
     "actor_critic", "advantages", "batch", "cache", "checkpoint", "config", "critics", "kl", "logprobs", "losses",
     "masked", "metrics", "noise", "rollout", "rollout_policy", "sampler", "scoring", "setup", "token_dataset",
     "token_rewards", "trainer", "update", "models/attention", "models/fast_trunk", "models/fused",
-    "models/kernels", "models/packed", "models/decoding", "models/products",
+    "models/kernels", "models/packed", "models/decoding", "models/precision",
+    "models/products",
 }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def test_bfloat16_weights_keep_logits_in_float32():
     got = response_logprobs(model, EPISODES[:1], temperatures=[1.0], microbatch_tokens=1000)
     with torch.no_grad():
         ids = torch.tensor(EPISODES[0].token_ids)
-        hidden = hidden_states(model, PackedRows.from_rows([ids.tolist()]))
+        hidden = hidden_states(model, PackedRows.from_rows([ids.tolist()]), torch.arange(len(ids)))
         logprobs = (hidden.float() @ model.lm_head.weight.float().T).double().log_softmax(-1)
     expected = sum(logprobs[t - 1, EPISODES[0].token_ids[t]].item() for t in range(3, 7))
     assert got[0, 0] == pytest.approx(expected, abs=1e-4)

@@ -87,6 +87,10 @@ def packed(*, shared: int = 0) -> PackedRows:
     return PackedRows.from_padded(ids, LENGTHS)
 
 
+def everything(rows: PackedRows) -> torch.Tensor:
+    return torch.arange(len(rows.input_ids))
+
+
 def by_modules(model: Any, rows: PackedRows) -> torch.Tensor:
     return rows.pack(head.trunk(model)(input_ids=rows.pad(rows.input_ids), use_cache=False).last_hidden_state)
 
@@ -120,7 +124,8 @@ def test_values_and_gradients_are_those_of_the_modules(
     model, rows = MODELS[name](), packed(shared=shared)
     assert len(rows.repeats) == (5 if shared else 0)
     assert fast_trunk.can_run(head.trunk(model))
-    ours, theirs = fast_trunk.run(head.trunk(model), rows), by_modules(model, rows)
+    read = torch.tensor([1, len(rows.input_ids) - 1, 4, 1, 6])  # of the others the last block needs keys and values
+    ours, theirs = fast_trunk.run(head.trunk(model), rows, read), by_modules(model, rows)[read]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     own, plain = gradients(model, ours), gradients(model, theirs)
     assert own.keys() == plain.keys()
@@ -131,25 +136,25 @@ def test_values_and_gradients_are_those_of_the_modules(
 def test_switched_off_adapters_leave_the_plain_weights() -> None:
     model, rows = adapted(), packed()
     with model.disable_adapter():
-        off = fast_trunk.run(head.trunk(model), rows)
+        off = fast_trunk.run(head.trunk(model), rows, everything(rows))
         torch.testing.assert_close(off, by_modules(model, rows), rtol=0, atol=1e-12)
-    assert (off - fast_trunk.run(head.trunk(model), rows)).abs().max() > 1e-3
+    assert (off - fast_trunk.run(head.trunk(model), rows, everything(rows))).abs().max() > 1e-3
 
 
 def test_frozen_weights_get_no_gradient() -> None:
     model = llama()
     model.model.layers[0].requires_grad_(False)
     model.model.embed_tokens.requires_grad_(False)
-    got = gradients(model, fast_trunk.run(model.model, packed()))
+    got = gradients(model, fast_trunk.run(model.model, packed(), everything(packed())))
     assert got
     assert not any("layers.0" in name or "embed" in name for name in got)
 
 
 def test_bfloat16_products_round_as_autocast_does() -> None:
     model, rows = llama().float(), packed()
-    exact = fast_trunk.run(model.model, rows)
+    exact = fast_trunk.run(model.model, rows, everything(rows))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded, theirs = fast_trunk.run(model.model, rows), by_modules(model, rows)
+        rounded, theirs = fast_trunk.run(model.model, rows, everything(rows)), by_modules(model, rows)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).norm() < 1.5 * (theirs.float() - exact).norm()
     for one, other in zip(gradients(model, rounded).values(), gradients(model, exact).values(), strict=True):
@@ -160,7 +165,7 @@ def test_bfloat16_products_round_as_autocast_does() -> None:
 def test_the_engine_takes_the_fast_way_and_no_other_for_a_llama(monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     monkeypatch.setattr(type(model.model), "forward", None)  # calling it would be an error
-    assert head.hidden_states(model, packed()).shape == (int(LENGTHS.sum()), 32)
+    assert head.hidden_states(model, packed(), torch.tensor([3, 5])).shape == (2, 32)
 
 
 def two_adapters() -> Any:
@@ -200,7 +205,7 @@ def test_everything_else_goes_through_the_modules(name: str) -> None:
     model, rows = REFUSED[name]().double().train(), packed()
     assert not fast_trunk.can_run(head.trunk(model))
     torch.manual_seed(0)
-    ours = head.hidden_states(model, rows)
+    ours = head.hidden_states(model, rows, everything(rows))
     torch.manual_seed(0)
     assert torch.equal(ours, by_modules(model, rows))
 
@@ -210,8 +215,20 @@ def test_padding_never_reaches_beyond_the_positions_that_a_model_has() -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=20)).double().eval()
     ids = torch.randint(0, 40, (2, 20))
-    hidden = head.hidden_states(model, PackedRows.from_padded(ids, torch.tensor([20, 3])))
-    torch.testing.assert_close(hidden[:20], model.transformer(ids[:1]).last_hidden_state[0], rtol=0, atol=1e-12)
+    rows = PackedRows.from_padded(ids, torch.tensor([20, 3]))
+    hidden = head.hidden_states(model, rows, rows.grid[0])
+    torch.testing.assert_close(hidden, model.transformer(ids[:1]).last_hidden_state[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [256, 257, 320])
+def test_many_tokens_can_be_read_and_none_is_read_that_nobody_asked_for(count: int) -> None:
+    model, rows = llama(), packed()
+    read = torch.arange(count) % len(rows.input_ids)
+    ours, theirs = fast_trunk.run(model.model, rows, read), by_modules(model, rows)[read]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    own, plain = gradients(model, ours), gradients(model, theirs)
+    for parameter, expected in plain.items():
+        torch.testing.assert_close(own[parameter], expected, rtol=1e-9, atol=1e-11)
 
 
 def test_compiling_without_a_compiler_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,9 +248,9 @@ def test_decoding_gives_what_whole_rows_give(name: str) -> None:
     decoder, cache = Decoder(trunk), SlotCache(trunk.config.num_hidden_layers, 3, 21, torch.device("cpu"))
     with torch.inference_mode():
         expected = trunk(input_ids=ids).last_hidden_state
-        hidden = decoder.prefill(PackedRows.from_padded(ids, prompts), rows, cache)
+        hidden, prefilled = decoder.prefill(PackedRows.from_padded(ids, prompts))
+        cache.insert(rows, prefilled, prompts)
         torch.testing.assert_close(hidden, expected[rows, prompts - 1], rtol=0, atol=1e-12)
-        assert torch.equal(cache.lengths, prompts)
         for _ in range(4):
             mask, columns = cache.begin_step(3, torch.float64), cache.lengths.clone()
             hidden = decoder.step(ids[rows, columns], columns, mask, cache)

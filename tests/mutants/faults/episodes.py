@@ -103,7 +103,7 @@ FAULTS = (
     ),
     Fault(
         "every-process-runs-every-row", "scoring.py",
-        "range(len(batch)), budget, rank, world)", "range(len(batch)), budget)",
+        "WITHOUT_GRADIENTS * budget, rank, world)", "WITHOUT_GRADIENTS * budget)",
         "the sum over processes counts each row as often as there are processes", _PROCESSES,
     ),
     Fault(

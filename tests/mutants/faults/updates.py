@@ -74,8 +74,8 @@ FAULTS = (
     ),
     Fault(
         "critic-on-the-policys-trunk", "actor_critic.py",
-        "hidden = self._run(self.value_model, microbatch.tokens)",
-        "hidden = self._run(self.policy, microbatch.tokens)",
+        "hidden = self._run(self.value_model, microbatch)",
+        "hidden = self._run(self.policy, microbatch)",
         "a separate critic's trunk is not used", _PLAIN,
     ),
     Fault(
@@ -108,7 +108,7 @@ FAULTS = (
     ),
     Fault(
         "shared-trunk-detached", "actor_critic.py",
-        "values = score(read.to(", "values = score(read.detach().to(",
+        "values = score(hidden.to(", "values = score(hidden.detach().to(",
         "the value loss does not reach the trunk", _LITERAL,
     ),
     Fault(
