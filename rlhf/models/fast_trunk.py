@@ -111,10 +111,8 @@ def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Callable[[Tensor, Tens
             if keep is not None:
                 keep(key, value, number)
             attended = causal_attention(query, key, value, rows, dtype)
-            if number + 1 == len(trunk.layers):
-                wanted, places = torch.unique(
-                    read, return_inverse=True
-                )  # what several rows share is read for each of them
+            if number + 1 == len(trunk.layers):  # a token that several rows share may be read for each of them
+                wanted, places = torch.unique(read, return_inverse=True)
                 wanted = evened(wanted)
                 x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)
             x = block_output(x, attended, layer, dtype)

@@ -18,7 +18,7 @@ from rlhf.ppo.episode import Episode
 from rlhf.ppo.masked import masked_whiten
 from rlhf.ppo.token_rewards import penalise_missing_stop, token_rewards
 
-WITHOUT_GRADIENTS = 4  # microbatches at a time where autograd keeps nothing of every block
+WITHOUT_GRADIENTS = 4  # microbatches that are run at once where nothing is kept for a backward pass
 
 Evaluate = Callable[[Microbatch], TokenOutputs]
 

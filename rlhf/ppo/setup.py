@@ -106,7 +106,7 @@ def _recompute_activations(model: Any, options: dict[str, Any]) -> None:
 def prepare_frozen(
     args: PPOConfig, actor_critic: ActorCritic, reference: nn.Module | None, reward_model: Any, accelerator: Accelerator
 ) -> None:
-    """Freeze reward modules, and store what nobody trains in the precision that it is computed with."""
+    """Freeze reward modules, and store what nobody trains, nor saves, in the precision that it is computed with."""
     rewards = [module for module in reward_list(reward_model)[0] if isinstance(module, nn.Module)]
     trained = {id(parameter) for parameter in actor_critic.parameters() if parameter.requires_grad}
     for module in rewards:
@@ -115,7 +115,8 @@ def prepare_frozen(
             if id(parameter) not in trained:
                 parameter.requires_grad_(False)
     if args.bf16 and accelerator.distributed_type != "DEEPSPEED":  # which wants all weights in one precision
-        for model in (actor_critic.policy, reference, *rewards):
+        adapted = actor_critic.policy if isinstance(actor_critic.policy, PeftModel) else None
+        for model in (adapted, reference, *rewards):
             if model is not None:
                 round_frozen_matrices(model)
 
