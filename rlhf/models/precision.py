@@ -41,3 +41,7 @@ def round_frozen_matrices(model: Any) -> None:
     for module in getattr(base, base.base_model_prefix).modules():
         if isinstance(module, (nn.Linear, Conv1D)) and not module.weight.requires_grad:
             module.weight.data = module.weight.data.to(torch.bfloat16)
+    for parameter in base.parameters():
+        if not parameter.requires_grad and parameter.dtype != torch.bfloat16:
+            # A checkpoint that was mapped into memory stays there, whole, as long as one tensor is a part of it.
+            parameter.data = parameter.data.clone()

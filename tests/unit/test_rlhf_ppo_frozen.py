@@ -1,5 +1,6 @@
 """What is stored in bfloat16 gives exactly what autocast would have computed with it."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,19 @@ def test_what_is_trained_keeps_its_master() -> None:
     stored = {parameter.dtype for name, parameter in model.named_parameters() if "layers.0." in name and "proj" in name}
     assert stored == {torch.bfloat16}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_the_checkpoint_that_weights_came_from_leaves_memory(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path).requires_grad_(False)
+    maps = Path("/proc/self/maps")
+    if not maps.is_file() or str(tmp_path) not in maps.read_text():
+        pytest.skip("weights are not mapped into memory here")
+    before = {name: parameter.clone() for name, parameter in model.named_parameters() if "embed" in name}
+    round_frozen_matrices(model)
+    gc.collect()
+    assert str(tmp_path) not in maps.read_text()
+    assert all(torch.equal(model.get_parameter(name), weight) for name, weight in before.items())
 
 
 def judge() -> Any:
