@@ -250,6 +250,7 @@ def test_decoding_gives_what_whole_rows_give(name: str) -> None:
         expected = trunk(input_ids=ids).last_hidden_state
         hidden, prefilled = decoder.prefill(PackedRows.from_padded(ids, prompts))
         cache.insert(rows, prefilled, prompts)
+        assert torch.equal(cache.lengths, prompts)
         torch.testing.assert_close(hidden, expected[rows, prompts - 1], rtol=0, atol=1e-12)
         for _ in range(4):
             mask, columns = cache.begin_step(3, torch.float64), cache.lengths.clone()
