@@ -75,14 +75,13 @@ def _attend(
     products: Tensor, heads: Heads, angles: tuple[Tensor, Tensor], mask: Tensor, cache: Any, number: int
 ) -> Tensor:
     """Attention of the newest tokens to their rows: (H * d, n), from what `_joined` makes of them, (H + 2 K, d, n)."""
-    turning, (cos, sin) = len(products) - len(heads.value.weight) // heads.size, angles  # queries and keys, H + K
-    both = products[:turning].to(cos.dtype)
+    shared, (cos, sin) = len(heads.key.weight) // heads.size, angles  # K; queries and keys are turned, values are not
+    both = products[:-shared].to(cos.dtype)
     turned = torch.addcmul(both * cos, both.roll(heads.size // 2, 1), sin).to(products.dtype).permute(2, 0, 1)
-    queries = 2 * turning - len(products)  # H
-    newest = turned[:, queries:, None], products[turning:].permute(2, 0, 1)[:, :, None]
+    newest = turned[:, -shared:, None], products[-shared:].permute(2, 0, 1)[:, :, None]
     keys, values = cache.update(*newest, number)  # (n, K, columns, d)
     # Heads that share keys are rows of one here: the mask is the same for all of them.
-    query = turned[:, :queries].reshape(len(keys), keys.shape[1], -1, heads.size).contiguous()
+    query = turned[:, :-shared].reshape(len(keys), keys.shape[1], -1, heads.size).contiguous()
     return nn.functional.scaled_dot_product_attention(query, keys, values, mask).reshape(len(keys), -1).T
 
 

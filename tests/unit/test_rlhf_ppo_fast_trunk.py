@@ -220,8 +220,12 @@ def test_padding_never_reaches_beyond_the_positions_that_a_model_has() -> None:
     torch.testing.assert_close(hidden, model.transformer(ids[:1]).last_hidden_state[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("even_from", [256, 4])  # 4: the tokens that are read get company
 @pytest.mark.parametrize("count", [256, 257, 320])
-def test_many_tokens_can_be_read_and_none_is_read_that_nobody_asked_for(count: int) -> None:
+def test_many_tokens_can_be_read_and_none_is_read_that_nobody_asked_for(
+    count: int, even_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf.models.packed.EVEN_FROM", even_from)
     model, rows = llama(), packed()
     read = torch.arange(count) % len(rows.input_ids)
     ours, theirs = fast_trunk.run(model.model, rows, read), by_modules(model, rows)[read]

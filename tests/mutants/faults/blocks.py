@@ -74,8 +74,8 @@ FAULTS = (
     Fault(
         "one-filler-too-few",
         "models/packed.py",
-        "missing = rounded_up(tokens, EVEN) - tokens",
-        "missing = rounded_up(tokens, EVEN) - tokens - 1",
+        "return rounded_up(len(tokens), EVEN) - len(tokens)",
+        "return rounded_up(len(tokens), EVEN) - len(tokens) - 1",
         "microbatches still have as many different sizes",
         ("update::test_rows_that_nobody_reads_change_no_gradient",),
     ),
