@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks.cost import iteration_operations, weights_of
 from benchmarks.machine import GEMM_SIZE, describe, gemm_rates
 from benchmarks.shapes import SHAPES, build
-from benchmarks.trainers import MODES, PHASES
+from benchmarks.trainers import MODES, PHASES, modes_here
 
 RESULTS = Path(__file__).with_name("results.json")
 RUNS = Path("runs/benchmarks")
@@ -77,8 +77,8 @@ def sft_policy() -> Path:
 
 def measure(shape: str, policy: Path | None, plan: Plan) -> Runs:
     """Run every mode, in turn; those that could still be a best one, several times."""
-    runs: Runs = {mode: [] for mode in MODES}
-    modes = list(MODES)
+    modes = modes_here()
+    runs: Runs = {mode: [] for mode in modes}
     for repetition in range(plan.repetitions):
         for mode in modes:
             runs[mode].append(run_worker(shape, mode, policy, plan.iterations, seed=repetition))
@@ -100,8 +100,8 @@ def run_worker(shape: str, mode: str, policy: Path | None, iterations: int, seed
 
 def contenders(runs: Runs) -> list[str]:
     """Name the modes to go on with: ours, TRL in float32, and what is not clearly slower than TRL's best settings."""
-    fastest = min(median(runs[mode], "seconds") for mode in TRL_BEST)
-    near = [mode for mode in TRL_BEST if median(runs[mode], "seconds") <= CLEARLY_SLOWER * fastest]
+    seconds = {mode: median(runs[mode], "seconds") for mode in TRL_BEST if mode in runs}
+    near = [mode for mode, taken in seconds.items() if taken <= CLEARLY_SLOWER * min(seconds.values())]
     return [mode for mode in runs if mode in (*OURS, "trl_fp32", *near)]
 
 
@@ -115,7 +115,7 @@ def summarise(name: str, policy: Path | None, runs: Runs, rates: dict[str, float
     often = max(len(done) for done in runs.values())
     complete = {mode: median(done, "seconds") for mode, done in runs.items() if len(done) == often}
     stock = min((mode for mode in TRL_BEST if mode in complete), key=complete.__getitem__)
-    same = min(("fp32", "bf16"), key=complete.__getitem__)
+    same = min((mode for mode in ("fp32", "bf16") if mode in complete), key=complete.__getitem__)
     summary: dict[str, Any] = {"repetitions": often, "trl_best": stock, "same": same}
     for key, theirs, own in (
         ("ratio_fp32", "trl_fp32", "fp32"),
@@ -147,7 +147,7 @@ def summarise_mode(
         )
         for run in runs
     ]  # fmt: skip
-    rate = rates["fp32" if mode in ("fp32", "trl_fp32") else "bf16"]
+    rate = rates["bf16" if trainer.in_bfloat16 else "fp32"]
     return {
         "runs": len(runs),
         "seconds": seconds,

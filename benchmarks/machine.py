@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from rlhf.models.precision import multiplies_bfloat16
+
 GEMM_SIZE = 2048  # square: large enough to hide what a call costs, small enough to be repeated often
 
 
@@ -50,5 +52,6 @@ def _rate(one: torch.Tensor, other: torch.Tensor, seconds: float) -> float:
 
 
 def gemm_rates() -> dict[str, float]:
-    """Measure both precisions."""
-    return {"fp32": gemm_rate(torch.float32), "bf16": gemm_rate(torch.bfloat16)}
+    """Measure the precisions that the processor multiplies."""
+    precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if multiplies_bfloat16() else {})
+    return {name: gemm_rate(dtype) for name, dtype in precisions.items()}

@@ -15,6 +15,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from benchmarks.shapes import Roles, Shape
+from rlhf.models.precision import multiplies_bfloat16
 
 Record = dict[str, float]
 PHASES = ("rollout", "score", "update")
@@ -42,16 +43,26 @@ class Mode:
     critic: str = "separate"
     compiled: bool = False
 
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether products are in bfloat16, which takes minutes where the processor does not multiply it."""
+        return self.autocast or self.bf16_weights or self.bf16
+
 
 MODES = {  # in the order of measurement: what is compared stands side by side
     "trl_fp32": Mode(stock=True),
     "fp32": Mode(compiled=True),
     "trl_autocast_eager": Mode(stock=True, autocast=True, eager=True),
     "bf16": Mode(bf16=True, compiled=True),
-    "best": Mode(bf16=True, critic="shared", compiled=True),
+    "best": Mode(bf16=multiplies_bfloat16(), critic="shared", compiled=True),
     "trl_autocast": Mode(stock=True, autocast=True),
     "trl_bf16_eager": Mode(stock=True, bf16_weights=True, eager=True),
 }
+
+
+def modes_here() -> list[str]:
+    """Name the modes that this machine can run at a speed worth measuring."""
+    return [name for name, mode in MODES.items() if multiplies_bfloat16() or not mode.in_bfloat16]
 
 
 def shape_options(shape: Shape, iterations: int) -> dict[str, Any]:

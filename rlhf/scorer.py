@@ -13,10 +13,11 @@ from huggingface_hub import snapshot_download
 from reward_models.combine import CombinedReward, Component
 from reward_models.protocol import RewardFunction
 from reward_models.registry import load_function
-from reward_models.scalar import DtypeName, ScalarRewardModel
+from reward_models.scalar import ScalarRewardModel
 from rlhf.config.ppo import RewardComponentConfig
 from rlhf.config.schema import Config
 from rlhf.errors import StageError
+from rlhf.models.precision import uses_bfloat16
 from rlhf.run_folder import RunFolder
 from rlhf.shared_reward import load_shared_reward_model
 
@@ -67,7 +68,7 @@ def load_reward_model(config: Config, folder: RunFolder) -> ScalarRewardModel:
             "To score with another model, give ppo.rewards.reward_model.path"
         )
     own = config.reward.model if config.reward is not None and config.reward.model is not None else config.model
-    return _from_folder(folder.reward, own.dtype)
+    return _from_folder(folder.reward, uses_bfloat16(own))
 
 
 def _load(
@@ -76,16 +77,16 @@ def _load(
     if component.function is not None:
         return load_function(component.function, component.args)
     if component.path is not None:
-        return _load_model(name, component.path, config.model.dtype)
+        return _load_model(name, component.path, uses_bfloat16(config.model))
     if component.share_trunk and policy is not None:
-        return load_shared_reward_model(folder.reward, policy, bf16=config.model.dtype == "bfloat16")
+        return load_shared_reward_model(folder.reward, policy, bf16=uses_bfloat16(config.model))
     return load_reward_model(config, folder)
 
 
-def _load_model(name: str, path: str, dtype: DtypeName) -> ScalarRewardModel:
+def _load_model(name: str, path: str, bf16: bool) -> ScalarRewardModel:
     local = Path(path).expanduser()
     if local.is_dir():
-        return _from_folder(local, dtype)
+        return _from_folder(local, bf16)
     if local.is_absolute() or path.startswith(".") or path.count("/") > 1:  # cannot be a Hub id
         raise StageError(f"ppo.rewards.{name}.path is {path}: no such folder. Relative paths start at {Path.cwd()}")
     try:
@@ -95,9 +96,9 @@ def _load_model(name: str, path: str, dtype: DtypeName) -> ScalarRewardModel:
             f"ppo.rewards.{name}.path is {path}: no such folder in {Path.cwd()}, and as a model of the Hub it cannot "
             f"be loaded: {type(error).__name__}: {error}"
         ) from error
-    return _from_folder(Path(downloaded), dtype)
+    return _from_folder(Path(downloaded), bf16)
 
 
-def _from_folder(path: Path, dtype: DtypeName) -> ScalarRewardModel:
+def _from_folder(path: Path, bf16: bool) -> ScalarRewardModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"  # the process's current one, under a launcher as well
-    return ScalarRewardModel.from_folder(path, device=device, dtype=dtype)
+    return ScalarRewardModel.from_folder(path, device=device, dtype="bfloat16" if bf16 else "float32")

@@ -59,7 +59,10 @@ class ModelConfig(Section):
     chat_template: str = Field(
         "auto", description="auto (the model's own, else a plain one), plain, none (raw text), or a .jinja file."
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute precision; masters stay float32.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="Compute precision; masters stay float32. auto: bfloat16 where the processor multiplies it.",
+    )
     num_layers: int | None = Field(None, gt=0, description="Keep only the first N blocks of the model.")
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights.")
 

@@ -16,7 +16,7 @@ from rlhf.models.adapters import wrap
 from rlhf.models.attention import prefer_fast_attention
 from rlhf.models.dropout import disable_dropout
 from rlhf.models.kernels import compile_kernels
-from rlhf.models.precision import round_frozen_matrices
+from rlhf.models.precision import round_frozen_matrices, warn_of_slow_bfloat16
 from rlhf.models.shared_trunk import CRITIC, belongs_to
 from rlhf.ppo import head
 from rlhf.ppo.actor_critic import ActorCritic, AdapterCritic, SharedCritic
@@ -81,6 +81,8 @@ def make_actor_critic(args: PPOConfig, policy: Any, value_model: nn.Module | Non
             disable_dropout(module)
             if not isinstance(module, SharedCritic):
                 prefer_fast_attention(module)
+    if args.bf16:
+        warn_of_slow_bfloat16()
     compile_kernels(args.compile_kernels)
     actor_critic = ActorCritic(policy, value_model, bf16=bool(args.bf16))
     if args.gradient_checkpointing:

@@ -27,6 +27,7 @@ from rlhf.evaluation.likelihood import response_logprobs
 from rlhf.evaluation.paired import Design
 from rlhf.evaluation.responses import flat_rows, responses_of, sample_table
 from rlhf.models.load import load_policy, load_tokenizer
+from rlhf.models.precision import uses_bfloat16
 from rlhf.ppo.episode import Episode
 from rlhf.ppo.rollout import EnvironmentSource, Start
 from rlhf.ppo.rollout_policy import RolloutPolicy
@@ -148,7 +149,7 @@ class _Comparison:
         """Load a policy as the rollouts use it: trunk in the configured precision, output layer in float32."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         policy = load_policy(self.config.model, self.tokenizer, folder=folder, seed=self.config.seed).to(device)
-        return RolloutPolicy(policy.eval(), bf16=self.config.model.dtype == "bfloat16", sharded=False).refresh()
+        return RolloutPolicy(policy.eval(), bf16=uses_bfloat16(self.config.model), sharded=False).refresh()
 
     def _play(self, policy: nn.Module) -> list[Episode]:
         sampler = Sampler(policy, self.sampling(), self.tokenizer.decode)

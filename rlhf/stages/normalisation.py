@@ -17,6 +17,7 @@ from rlhf.data.split import prompt_key
 from rlhf.distributed import barrier, gather, is_main_process, rank, world_size
 from rlhf.errors import StageError
 from rlhf.models.load import load_policy, load_sequence_classifier, load_tokenizer
+from rlhf.models.precision import uses_bfloat16
 from rlhf.ppo.noise import response_key
 from rlhf.ppo.rollout import response_text
 from rlhf.ppo.rollout_policy import RolloutPolicy
@@ -73,7 +74,7 @@ def sample_responses(config: Config, folder: RunFolder, prompts: Sequence[Text])
         for number in numbers
         for _, ids in [fitting[number % len(fitting)]]
     ]
-    decoder = RolloutPolicy(policy.to(_device()).eval(), bf16=config.model.dtype == "bfloat16", sharded=False)
+    decoder = RolloutPolicy(policy.to(_device()).eval(), bf16=uses_bfloat16(config.model), sharded=False)
     sampler = Sampler(decoder.refresh(), SamplingParameters(stop_token_ids=(int(tokenizer.eos_token_id),)))
     sampled = []
     with StageProgress("reward", unit="responses to normalise by") as progress:
@@ -92,7 +93,7 @@ def score_responses(
     assert config.reward is not None
     own = config.reward.model or config.model
     tokenizer = load_tokenizer(own, folder=folder.reward)
-    dtype = torch.bfloat16 if own.dtype == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if uses_bfloat16(own) else torch.float32
     model = load_sequence_classifier(folder.reward, tokenizer, dtype=dtype).to(_device())
     scores: list[float] = ScalarRewardModel(model, tokenizer).raw_score(prompts, responses).tolist()
     return scores

@@ -21,7 +21,7 @@ from rlhf.distributed import barrier, deepspeed_config, forget_zero, full_state,
 from rlhf.errors import StageError
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_policy, load_sequence_classifier
-from rlhf.models.precision import prepare_for_training
+from rlhf.models.precision import prepare_for_training, uses_bfloat16
 from rlhf.ppo.advantages import ESTIMATORS
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.critics import load_critic, policy_part, save_critic
@@ -126,7 +126,7 @@ def make_arguments(config: Config, output_dir: str) -> PPOConfig:
     """Translate the section into the trainer's options."""
     assert config.ppo is not None
     section = config.ppo
-    bf16 = config.model.dtype == "bfloat16"
+    bf16 = uses_bfloat16(config.model)
     return PPOConfig(
         output_dir=output_dir,
         seed=config.seed,

@@ -25,6 +25,7 @@ from rlhf.data import Splits
 from rlhf.distributed import barrier, deepspeed_config, forget_zero, full_state, is_main_process, world_size
 from rlhf.errors import ConfigError, StageError
 from rlhf.models.adapters import merge_and_save
+from rlhf.models.precision import uses_bfloat16
 from rlhf.tracking.callback import attach
 from rlhf.tracking.tracker import Tracker
 
@@ -134,7 +135,7 @@ def training_arguments(
     """
     microbatch = section.microbatch_size or max(1, section.batch_size // world_size())
     accumulation = section.batch_size // (microbatch * world_size())
-    bf16 = model.dtype == "bfloat16"
+    bf16 = uses_bfloat16(model)
     arguments = arguments_class(
         output_dir=output_dir,
         seed=config.seed,

@@ -8,7 +8,7 @@ import torch
 from datasets import concatenate_datasets
 
 from benchmarks import learning
-from benchmarks.learning import OURS, STOCK, compare, interval, learn, verdict
+from benchmarks.learning import STOCK, compare, interval, learn, verdict
 from benchmarks.tasks import ARMS, KEYWORDS, TASKS, trailing_mean
 from benchmarks.trainers import MODES, train
 from rlhf.ppo.token_dataset import score_tokens
@@ -37,11 +37,13 @@ def test_the_verdict_follows_the_rule(middle, half, said):
     assert verdict(middle, half, gain=10.0) == said
 
 
-def test_differences_are_taken_seed_by_seed():
+def test_differences_are_taken_seed_by_seed(monkeypatch):
+    monkeypatch.setattr(learning, "OURS", ("fp32", "bf16", "best"))
+
     def curve(first, last):
         return {name: [first] * 5 + [last] * 20 for name in ("reward", "score", "kl")}
 
-    curves = {("bandit", mode, seed): curve(0.0, 1.0 + seed) for mode in (STOCK, *OURS) for seed in range(3)}
+    curves = {("bandit", mode, seed): curve(0.0, 1.0 + seed) for mode in (STOCK, *learning.OURS) for seed in range(3)}
     curves |= {("bandit", "bf16", seed): curve(0.0, 0.5 + seed) for seed in range(3)}
     result = compare("bandit", curves, range(3))
     assert result["learnt_by_trl"] == 2.0

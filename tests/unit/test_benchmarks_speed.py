@@ -1,9 +1,12 @@
 """The comparison of speed: what is measured again, what ratios are made of, and what the limit is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import benchmarks.__main__ as speed
+from benchmarks import trainers
 from benchmarks.cost import iteration_operations, weights_of
 from benchmarks.machine import describe, gemm_rate
 from benchmarks.shapes import SHAPES, Shape, build
@@ -59,13 +62,27 @@ def test_modes_take_turns_and_the_seed_is_the_repetitions(monkeypatch):
         return {"seconds": SECONDS[mode][0]}
 
     monkeypatch.setattr(speed, "run_worker", run_worker)
+    monkeypatch.setattr(speed, "modes_here", lambda: list(MODES))
     speed.measure("A", None, speed.Plan(repetitions=2, iterations=1))
     assert [mode for mode, seed in asked if seed == 0] == list(MODES)
     assert [mode for mode, seed in asked if seed == 1] == ["trl_fp32", "fp32", "trl_autocast_eager", "bf16", "best"]
 
 
+def test_without_bfloat16_products_everything_is_measured_in_float32(monkeypatch):
+    monkeypatch.setattr(trainers, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setitem(MODES, "best", replace(MODES["best"], bf16=False))  # as it is on such a machine
+    assert trainers.modes_here() == ["trl_fp32", "fp32", "best"]
+    measured = {mode: done for mode, done in runs().items() if mode in trainers.modes_here()}
+    assert speed.contenders(measured) == ["trl_fp32", "fp32", "best"]
+    monkeypatch.setitem(speed.SHAPES, "A", Shape(16, 4, 4, epochs=2, minibatches=2, layers=1, hidden_size=64))
+    summary = speed.summarise("A", None, measured, {"fp32": 1e9})
+    assert (summary["trl_best"], summary["same"]) == ("trl_fp32", "fp32")
+    assert summary["ratio_same"] == summary["ratio_fp32"]
+
+
 def test_ratios_are_those_of_a_repetition_and_bfloat16_without_masters_is_no_rival(monkeypatch, capsys):
     monkeypatch.setitem(speed.SHAPES, "A", Shape(16, 4, 4, epochs=2, minibatches=2, layers=1, hidden_size=64))
+    monkeypatch.setitem(MODES, "best", replace(MODES["best"], bf16=True))
     rates = {"fp32": 1e9, "bf16": 4e9}
     summary = speed.summarise("A", None, runs(), rates)
     assert (summary["trl_best"], summary["same"], summary["repetitions"]) == ("trl_autocast_eager", "bf16", 3)

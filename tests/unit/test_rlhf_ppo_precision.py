@@ -7,6 +7,7 @@ from ppo_helpers import make_trainer, prompts, tiny
 
 LETTER = 3
 ITERATIONS = 24
+SEEDS = 8
 
 
 def share_of_letter(prompts, completions, completion_ids, **columns):
@@ -30,12 +31,15 @@ def curve(folder, *, seed, bf16):
 
 @pytest.mark.slow
 def test_bfloat16_learns_within_the_spread_of_float32(tmp_path):
-    exact = np.array([curve(tmp_path, seed=seed, bf16=False) for seed in range(5)])
-    rounded = np.array([curve(tmp_path, seed=seed, bf16=True) for seed in range(3)])
+    exact = np.array([curve(tmp_path, seed=seed, bf16=False) for seed in range(SEEDS)])
+    rounded = np.array([curve(tmp_path, seed=seed, bf16=True) for seed in range(SEEDS)])
     ends, rounded_ends = exact[:, -6:].mean(1), rounded[:, -6:].mean(1)
     print(f"\nmean score of the last iterations: float32 {ends.round(3)}, bfloat16 {rounded_ends.round(3)}")
     assert exact[:, :2].mean() + 0.3 < ends.min()  # there was something to learn
-    assert abs(rounded_ends.mean() - ends.mean()) <= np.ptp(ends)
+    # The precisions sample other tokens, so seeds are not pairs; a seed's end has a standard deviation of about 0.02.
+    error = np.sqrt((ends.var(ddof=1) + rounded_ends.var(ddof=1)) / SEEDS)
+    assert abs(rounded_ends.mean() - ends.mean()) <= 3 * error
+    assert error < 0.02  # so this tells 0.06 of the 0.8 that are learnt
     # Curve by curve: no further from float32's mean than twice as far as float32's own seeds are.
     far = np.abs(exact - exact.mean(0)).mean(1).max()
     assert np.abs(rounded - exact.mean(0)).mean(1).max() <= 2 * far
