@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from rlhf.models import narrow
 from rlhf.models.fast_trunk import blocks, epsilon, run
 from rlhf.models.fused import FeedForward, Heads, Projection
 from rlhf.models.packed import PackedRows
@@ -35,7 +36,7 @@ class Decoder:
         def keep(key: Tensor, value: Tensor, number: int) -> None:
             prefilled.update(key[:count].to(value.dtype), value[:count], number)
 
-        return run(self.trunk, prompts.evened(), prompts.last, keep), prefilled
+        return run(self.trunk, prompts, prompts.last, keep), prefilled
 
     def step(self, token_ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
         """Return the hidden states (n, D) of the tokens, and put their keys and values into the cache.
@@ -101,7 +102,7 @@ def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> 
 
 def _project(by: Projection, x: Tensor) -> Tensor:
     """See `fused.Projection`; x is (in, n), the result (out, n)."""
-    y = by.weight @ x
+    y = narrow.times(by.weight, x)
     if by.bias is not None:
         y.add_(by.bias[:, None])
     if by.down is not None and by.up is not None:

@@ -17,6 +17,7 @@ from rlhf.models.fused import FeedForward, Heads, Projection, attention_inputs, 
 from rlhf.models.packed import PackedRows, evened
 
 _FAMILIES = (LlamaModel, MistralModel, Qwen2Model)
+EVENED = frozenset({torch.bfloat16})  # oneDNN multiplies it, see `PackedRows.evened`; MKL multiplies the others
 
 
 def can_run(trunk: Any) -> bool:
@@ -102,8 +103,10 @@ def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Callable[[Tensor, Tens
     """
     lowered = torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False):
+        dtype = torch.bfloat16 if lowered else trunk.embed_tokens.weight.dtype
+        even = dtype in EVENED
+        rows = rows.evened if even else rows
         x = trunk.embed_tokens(rows.input_ids)
-        dtype = torch.bfloat16 if lowered else x.dtype
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in trunk.rotary_emb(x, rows.positions[None]))
         for number, (heads, layer) in enumerate(blocks(trunk)):
@@ -113,7 +116,7 @@ def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Callable[[Tensor, Tens
             attended = causal_attention(query, key, value, rows, dtype)
             if number + 1 == len(trunk.layers):  # a token that several rows share may be read for each of them
                 wanted, places = torch.unique(read, return_inverse=True)
-                wanted = evened(wanted)
+                wanted = evened(wanted) if even else wanted
                 x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)
             x = block_output(x, attended, layer, dtype)
         x = nn.functional.rms_norm(x, x.shape[-1:], trunk.norm.weight.to(x.dtype), epsilon(trunk.norm))

@@ -29,9 +29,26 @@ def compile_kernels(enabled: bool) -> None:
         ModelError: If there is no C++ compiler.
     """
     global _compiling
-    if enabled and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise ModelError("compile_kernels needs a C++ compiler: install g++ (or name one in CXX), or set it to false")
+    if enabled:
+        compiler()
     _compiling = enabled
+
+
+def compiling() -> bool:
+    """Whether kernels are compiled."""
+    return _compiling
+
+
+def compiler() -> str:
+    """Return the C++ compiler.
+
+    Raises:
+        ModelError: There is none.
+    """
+    for name in (os.environ.get("CXX", "c++"), "g++", "clang++"):
+        if found := shutil.which(name):
+            return found
+    raise ModelError("compile_kernels needs a C++ compiler: install g++ (or name one in CXX), or set it to false")
 
 
 def _kernel(function: _Function) -> _Function:

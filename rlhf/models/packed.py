@@ -22,8 +22,8 @@ def rounded_up(number: int, multiple: int) -> int:
 
 
 def _missing(tokens: Tensor) -> int:
-    """How many more tokens (n,) a CPU is to get, see `PackedRows.evened`."""
-    if len(tokens) <= EVEN_FROM or tokens.device.type != "cpu":
+    """How many tokens (n,) lack, see `PackedRows.evened`."""
+    if len(tokens) <= EVEN_FROM:
         return 0
     return rounded_up(len(tokens), EVEN) - len(tokens)
 
@@ -71,12 +71,13 @@ class PackedRows:
         padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
         return cls.from_padded(padded, torch.tensor([len(row) for row in rows], device=device))
 
+    @cached_property
     def evened(self) -> "PackedRows":
-        """Add rows that nobody reads, of token 0, until a CPU gets n in multiples of 64.
+        """These rows, and behind them some that nobody reads, of token 0, until n is a multiple of 64.
 
-        oneDNN writes machine code for every new shape of a matrix product, which takes longer than the product (two
-        cores, bfloat16, 1,001 to 1,040 rows x 256 x 688: 7.5 ms the first time, then 0.6), and microbatches of rows of
-        different lengths hardly ever have as many tokens as another one.
+        For bfloat16 on a CPU, where oneDNN writes machine code for every new shape of a matrix product, which takes
+        longer than the product (two cores, 1,001 to 1,040 rows x 256 x 688: 7.5 ms the first time, then 0.6), and
+        microbatches of rows of different lengths hardly ever have as many tokens as another one.
         """
         tokens, missing = len(self.input_ids), _missing(self.input_ids)
         if not missing:

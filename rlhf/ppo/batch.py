@@ -46,7 +46,7 @@ class Microbatch:
     """The rows of one forward and backward pass, and where their t response tokens stand among their n tokens."""
 
     rows: Tensor  # (b,) rows of the batch
-    tokens: PackedRows  # the n tokens of these rows, shared beginnings once, and perhaps rows that nobody reads
+    tokens: PackedRows  # the n tokens of these rows, shared beginnings once
     predictors: Tensor  # (t,) the token whose hidden state predicts each response token
     last: Tensor  # (b,) each row's last token
     targets: Tensor  # (t,) the response tokens
@@ -132,7 +132,7 @@ def _microbatch(batch: Batch, part: list[int], counts: bool) -> Microbatch:
     row, place = mask.nonzero()[:, 0], batch.positions[rows][mask]  # of each response token, (t,)
     return Microbatch(
         rows=rows,
-        tokens=tokens.evened(),
+        tokens=tokens,
         predictors=tokens.grid[row, place - 1],  # the state before a token predicts it
         last=tokens.last,
         targets=batch.input_ids[rows][row, place],

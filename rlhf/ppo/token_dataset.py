@@ -168,7 +168,7 @@ def score_tokens(
     device = next(module.parameters()).device
     tokens = PackedRows.from_rows(rows, device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        hidden = head.hidden_states(module, tokens.evened(), tokens.last)
+        hidden = head.hidden_states(module, tokens, tokens.last)
     hidden = hidden.to(next(module.score.parameters()).dtype)
     scores: np.ndarray[Any, np.dtype[np.float64]] = module.score(hidden).squeeze(-1).double().cpu().numpy()
     return scores

@@ -52,10 +52,11 @@ class Fault:
         if self.old == self.new:
             raise FaultError(f"fault {self.name!r} changes nothing in {self.path}")
         text = source.replace(self.old, self.new)
-        try:
-            compile(text, self.path, "exec")
-        except SyntaxError as error:
-            raise FaultError(f"fault {self.name!r} does not compile: {error}") from error
+        if self.path.endswith(".py"):
+            try:
+                compile(text, self.path, "exec")
+            except SyntaxError as error:
+                raise FaultError(f"fault {self.name!r} does not compile: {error}") from error
         return text
 
     def apply(self, root: Path) -> Callable[[], object]:

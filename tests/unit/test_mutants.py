@@ -1,6 +1,7 @@
 """The list of faults cannot rot: each one fits the source as it stands, is a program, and names tests that exist."""
 
 import ast
+import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ FILES = {
     "masked", "metrics", "noise", "rollout", "rollout_policy", "sampler", "scoring", "setup", "token_dataset",
     "token_rewards", "trainer", "update", "models/attention", "models/fast_trunk", "models/fused",
     "models/kernels", "models/packed", "models/decoding", "models/precision",
-    "models/products",
+    "models/products", "models/narrow",
 }  # fmt: skip
 
 
@@ -30,11 +31,16 @@ def functions(path: str) -> set[str]:
     return {node.name for node in ast.parse(source(path)).body if isinstance(node, ast.FunctionDef)}
 
 
+def program(path: str, text: str) -> str:
+    """What a compiler makes of a file; of C++ this only leaves out comments and spaces."""
+    return ast.dump(ast.parse(text)) if path.endswith(".py") else "".join(re.sub("//.*", "", text).split())
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_fits_the_source_and_is_a_program(fault):
     before = source(fault.path)
     after = fault.mutated(before)
-    assert ast.dump(ast.parse(after)) != ast.dump(ast.parse(before))  # more than a comment or a layout has changed
+    assert program(fault.path, after) != program(fault.path, before)  # more than a comment or a layout has changed
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -49,7 +55,7 @@ def test_there_are_many_faults_everywhere_and_no_two_are_one():
     assert len(FAULTS) >= 40
     assert max(Counter(fault.name for fault in FAULTS).values()) == 1
     assert max(Counter((fault.file, fault.old, fault.new) for fault in FAULTS).values()) == 1
-    assert {fault.file.removesuffix(".py") for fault in FAULTS} == FILES
+    assert {fault.file.rpartition(".")[0] for fault in FAULTS} == FILES
 
 
 def test_a_fault_whose_source_has_moved_on_says_so():

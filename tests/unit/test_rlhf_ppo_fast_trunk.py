@@ -226,6 +226,7 @@ def test_many_tokens_can_be_read_and_none_is_read_that_nobody_asked_for(
     count: int, even_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rlhf.models.packed.EVEN_FROM", even_from)
+    monkeypatch.setattr(fast_trunk, "EVENED", {torch.float64})
     model, rows = llama(), packed()
     read = torch.arange(count) % len(rows.input_ids)
     ours, theirs = fast_trunk.run(model.model, rows, read), by_modules(model, rows)[read]

@@ -75,7 +75,7 @@ def test_sums_over_many_samples_are_rounded_once() -> None:
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=12))
 def test_evened_rows_are_followed_by_rows_that_nobody_reads(lengths: list[int]) -> None:
     rows = PackedRows.from_rows([[1000 * number + at for at in range(n)] for number, n in enumerate(lengths)])
-    evened, tokens = rows.evened(), sum(lengths)
+    evened, tokens = rows.evened, sum(lengths)
     assert len(evened.input_ids) == (tokens if tokens <= 256 else -(-tokens // 64) * 64)
     assert torch.equal(evened.input_ids[:tokens], rows.input_ids)
     assert not evened.input_ids[tokens:].any()

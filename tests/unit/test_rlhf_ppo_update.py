@@ -9,7 +9,7 @@ import torch
 from ppo_helpers import episode, exact, make_trainer, random_episodes, record_steps, tiny, weights
 from transformers import LlamaForSequenceClassification
 
-from rlhf.models import packed
+from rlhf.models import fast_trunk, packed
 from rlhf.ppo.batch import microbatches
 from rlhf.ppo.update import minibatch_rows
 
@@ -110,9 +110,11 @@ def test_rows_that_nobody_reads_change_no_gradient(tmp_path, monkeypatch):
     batch, recorded = perturbed(batch), record_steps(trainer)
     trainer.update(batch, iteration=0)
     monkeypatch.setattr(packed, "EVEN_FROM", 0)
-    (evened,) = microbatches(batch, range(8), budget=10**6)
-    assert len(evened.tokens.input_ids) % packed.EVEN == 0
-    assert len(evened.tokens.lengths) > len(batch)
+    monkeypatch.setattr(fast_trunk, "EVENED", {torch.float64})
+    (microbatch,) = microbatches(batch, range(8), budget=10**6)
+    evened = microbatch.tokens.evened
+    assert len(evened.input_ids) % packed.EVEN == 0
+    assert len(evened.lengths) > len(batch)
     trainer.update(batch, iteration=0)
     assert largest_difference(*recorded) < 1e-12
 

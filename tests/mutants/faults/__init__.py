@@ -1,7 +1,7 @@
-"""Every fault: in the mathematics, in episodes, in sampling, in the trainer's parts and in its loop."""
+"""Every fault: in the mathematics, in episodes, in sampling, in the trainer's parts, in its loop and its kernels."""
 
 from ..fault import Fault
-from . import blocks, episodes, learning, mathematics, sampling, updates
+from . import blocks, decoding, episodes, learning, mathematics, sampling, updates
 
 FAULTS: tuple[Fault, ...] = (
     *mathematics.FAULTS,
@@ -10,4 +10,5 @@ FAULTS: tuple[Fault, ...] = (
     *learning.FAULTS,
     *updates.FAULTS,
     *blocks.FAULTS,
+    *decoding.FAULTS,
 )

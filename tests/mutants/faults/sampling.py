@@ -103,7 +103,7 @@ FAULTS = (
     ),
     Fault(
         "reward-model-read-at-the-start", "token_dataset.py",
-        "tokens.evened(), tokens.last)", "tokens.evened(), tokens.grid[:, 0])",
+        "module, tokens, tokens.last)", "module, tokens, tokens.grid[:, 0])",
         "conversations are judged by their first token",
         ("token_dataset::test_a_reward_model_is_read_at_the_last_real_token_in_any_company",),
     ),
