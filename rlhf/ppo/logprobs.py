@@ -90,7 +90,11 @@ class _LinearLogprobs(torch.autograd.Function):
             if hidden_grad is not None:
                 hidden_grad.addcmul_(powers @ weight[tile].to(powers.dtype), row_factors)
             if weight_grad is not None:
-                weight_grad[tile] = powers.T @ (hidden * row_factors).to(powers.dtype)
+                scaled = (hidden * row_factors).to(powers.dtype)
+                if powers.dtype == weight.dtype:
+                    torch.mm(powers.T, scaled, out=weight_grad[tile])  # without a copy
+                else:
+                    weight_grad[tile] = powers.T @ scaled
             if bias_grad is not None:
                 bias_grad[tile] = (powers.T @ row_factors.to(powers.dtype)).squeeze(-1)
         if weight_grad is not None:
