@@ -126,7 +126,7 @@ MISTAKES = {
     ),
     "misspelt choice": (
         "model: {path: m, dtype: bf16}\n",
-        "line 1: model.dtype: got 'bf16' (text); allowed: one of float32, bfloat16; did you mean bfloat16?",
+        "line 1: model.dtype: got 'bf16' (text); allowed: one of auto, float32, bfloat16; did you mean bfloat16?",
     ),
     "choice like no other": (
         PPO + "  kl: {controller: pid}\n",
