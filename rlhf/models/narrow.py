@@ -58,21 +58,23 @@ def _run(*command: str | Path) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-def _usable(matrix: Tensor, columns: int) -> bool:
+def _usable(matrix: Tensor, x: Tensor) -> bool:
+    """Whether the kernel, which checks nothing, can multiply them; of what does not fit, torch says why."""
     return (
         kernels.compiling()
         and torch.is_inference_mode_enabled()
-        and matrix.dtype == torch.float32
-        and matrix.device.type == "cpu"
+        and matrix.dtype == x.dtype == torch.float32
+        and matrix.device.type == x.device.type == "cpu"
+        and matrix.shape[1] == x.shape[0]
         and matrix.is_contiguous()
-        and columns <= MOST_COLUMNS
+        and x.shape[1] <= MOST_COLUMNS
         and _kernel() is not None
     )
 
 
 def times(matrix: Tensor, x: Tensor) -> Tensor:
     """Return matrix (m, k) @ x (k, n)."""
-    if not _usable(matrix, x.shape[1]):
+    if not _usable(matrix, x):
         return matrix @ x
     filled = _filled(x)
     out = filled.new_empty(len(matrix), filled.shape[1])
@@ -82,7 +84,7 @@ def times(matrix: Tensor, x: Tensor) -> Tensor:
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """Return layer(x), (n, m), of few rows x (n, k)."""
-    if type(layer) is not nn.Linear or x.dtype != layer.weight.dtype or not _usable(layer.weight, len(x)):
+    if type(layer) is not nn.Linear or not _usable(layer.weight, x.T):
         return layer(x)  # type: ignore[no-any-return]
     filled = _filled(x.T)
     out = filled.new_empty(filled.shape[1], len(layer.weight))

@@ -76,6 +76,10 @@ def test_what_the_kernel_cannot_do_is_left_to_torch(compiled, calls):
         assert torch.equal(narrow.times(matrix.T, numbers(10, 8)), matrix.T @ numbers(10, 8))  # its rows have gaps
         assert narrow.times(matrix, numbers(20, narrow.MOST_COLUMNS + 1)).shape == (10, narrow.MOST_COLUMNS + 1)
         assert narrow.linear(nn.Sequential(layer), x.T).shape == (8, 10)
+        with pytest.raises(RuntimeError, match="dtype"):
+            narrow.times(matrix, x.bfloat16())
+        with pytest.raises(RuntimeError, match="shapes"):
+            narrow.times(matrix, x[:-1])
         kernels.compile_kernels(False)
         narrow.times(matrix, x)
         kernels.compile_kernels(True)
