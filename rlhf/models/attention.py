@@ -22,7 +22,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rlhf.models import kernels
 from rlhf.models.packed import PackedRows
 from rlhf.models.rounding import rounded_factors
 
@@ -98,12 +97,12 @@ class _MergeHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: PackedRows) -> Tensor:
         ctx.rows, ctx.size = rows, x.shape[-1]
-        return kernels.merge_heads(x, rows.slots)
+        return rows.merge_heads(x).flatten(1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        rows, heads = ctx.rows, grad.reshape(len(grad), -1, ctx.size)
-        return kernels.split_heads_or_zero(heads, rows.sources, rows.first, rows.width), None
+        rows, padded = ctx.rows, ctx.rows.split_heads(grad.reshape(len(grad), -1, ctx.size))
+        return padded.mul_(rows.first.view(-1, 1, rows.width, 1)), None
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, dtype: torch.dtype) -> Tensor:

@@ -128,9 +128,9 @@ class _AttentionInputs(torch.autograd.Function):
         query, key, value = (product.view(len(x), -1, size) for product, _ in products)
         ctx.save_for_backward(x, cos, sin, norm, normed, inverse, *(narrow for _, narrow in products), *cast)
         return (
-            kernels.rotate_heads(query, cos, sin, rows.sources, x.dtype, rows.width),
-            kernels.rotate_heads(key, cos, sin, rows.sources, x.dtype, rows.width),
-            kernels.split_heads(value, rows.sources, rows.width),
+            rows.split_heads(kernels.rotate(query, cos, sin, x.dtype)),
+            rows.split_heads(kernels.rotate(key, cos, sin, x.dtype)),
+            rows.split_heads(value),
         )
 
     @staticmethod
@@ -157,12 +157,12 @@ def _packed_gradients(
     Keys and values of a token that several rows share are read in all of them; what its query found, in one.
     """
     query, key, value = grads
-    packed = [kernels.rotate_heads_backward(grad, cos, sin, rows.slots, dtype) for grad in (query, key)]
-    packed.append(kernels.merge_heads(value, rows.slots))
+    packed = [kernels.rotate(rows.merge_heads(grad), cos, -sin, dtype).flatten(1) for grad in (query, key)]
+    packed.append(rows.merge_heads(value).flatten(1))
     if len(rows.repeats):  # the sums are float32, and rounded once
-        turned = kernels.rotate_heads_backward(key, cos[rows.repeated], sin[rows.repeated], rows.repeats, dtype)
-        packed[1].index_add_(0, rows.repeated, turned)
-        packed[2].index_add_(0, rows.repeated, kernels.merge_heads(value, rows.repeats))
+        turned = kernels.rotate(rows.repeated_heads(key), cos[rows.repeated], -sin[rows.repeated], dtype)
+        packed[1].index_add_(0, rows.repeated, turned.flatten(1))
+        packed[2].index_add_(0, rows.repeated, rows.repeated_heads(value).flatten(1))
     return packed
 
 

@@ -4,7 +4,7 @@ Between the matrix products stand norms, rotations, gates and the softmax over t
 operation they cost a CPU more time than the products, because every operation reads and writes memory;
 `compile_kernels` lets torch.compile make one pass of each function. The formulas are the same either way.
 
-Notation: n tokens in b rows of at most l, D hidden size, H heads of size d, V tokens of the vocabulary.
+Notation: n tokens, D hidden size, H heads of size d, I width of the feed-forward layer, V tokens of the vocabulary.
 """
 
 import os
@@ -95,53 +95,10 @@ def rms_norm_backward(
 
 
 @_kernel
-def rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, sources: Tensor, dtype: torch.dtype, length: int) -> Tensor:
-    """Rotate the halves of each head by its position's angles (Su et al., 2021) and pad the rows.
-
-    Args:
-        x: (n, H, d).
-        cos: (n, 1, d / 2).
-        sin: (n, 1, d / 2).
-        sources: (b * l,) see `PackedRows`.
-        dtype: Of the result.
-        length: l.
-
-    Returns:
-        (b, H, l, d).
-    """
-    first, second = x.to(cos.dtype).chunk(2, -1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(dtype)
-    return _padded(turned, sources, length)
-
-
-@_kernel
-def rotate_heads_backward(grad: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gradient (n, H * d) of what `rotate_heads` took, from that (b, H, l, d) of its result at n `slots`."""
-    first, second = grad.transpose(1, 2).flatten(0, 1)[slots].to(cos.dtype).chunk(2, -1)
-    return torch.cat([first * cos + second * sin, second * cos - first * sin], -1).to(dtype).flatten(1)
-
-
-@_kernel
-def split_heads(x: Tensor, sources: Tensor, length: int) -> Tensor:
-    """(n, H, d) as padded rows (b, H, l, d); what stands in the padding means nothing."""
-    return _padded(x, sources, length)
-
-
-def _padded(x: Tensor, sources: Tensor, length: int) -> Tensor:
-    return x[sources].view(-1, length, *x.shape[1:]).transpose(1, 2).contiguous()
-
-
-@_kernel
-def split_heads_or_zero(x: Tensor, sources: Tensor, where: Tensor, length: int) -> Tensor:
-    """(n, H, d) as padded rows (b, H, l, d), 0 where `where` (b * l,) is False."""
-    padded = torch.where(where[:, None, None], x[sources], 0.0)
-    return padded.view(-1, length, *x.shape[1:]).transpose(1, 2).contiguous()
-
-
-@_kernel
-def merge_heads(x: Tensor, slots: Tensor) -> Tensor:
-    """(b, H, l, d) as packed (n, H * d), from n `slots` of the flattened rows."""
-    return x.transpose(1, 2).flatten(0, 1)[slots].flatten(1)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rotate the halves of each head (n, H, d) by its position's angles (n, 1, d / 2) (Su et al., 2021)."""
+    first, second = x.to(cos.dtype).view(*x.shape[:2], 2, -1).unbind(-2)
+    return torch.stack([first * cos - second * sin, second * cos + first * sin], -2).flatten(-2).to(dtype)
 
 
 @_kernel

@@ -9,6 +9,7 @@ Notation: b rows, n tokens that are kept, l columns of the padded rows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +45,18 @@ def _owners(input_ids: Tensor, real: Tensor) -> Tensor:
     own = torch.cat([alike.new_ones(1, alike.shape[1]), ~alike])
     owners = order[torch.where(own, ranks, 0).cummax(0).values]
     return torch.empty_like(owners).index_copy_(0, order, owners)
+
+
+class _HeadPlaces(NamedTuple):
+    """`sources`, `slots` and `repeats` of `PackedRows` for each head: rows of d numbers are what is copied fastest."""
+
+    sources: Tensor  # (b * H * l,)
+    slots: Tensor  # (n * H,)
+    repeats: Tensor  # (m * H,)
+
+
+def _taken(x: Tensor, places: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[3]).index_select(0, places).view(-1, x.shape[1], x.shape[3])
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,19 @@ class PackedRows:
         columns = torch.arange(self.width, device=self.lengths.device)
         return (columns < self.lengths[:, None]).flatten()
 
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Lay heads (n, H, d) out as attention reads them, (b, H, l, d); what stands in the padding means nothing."""
+        sources = self._heads(x.shape[1]).sources
+        return x.reshape(-1, x.shape[2]).index_select(0, sources).view(-1, x.shape[1], self.width, x.shape[2])
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """Take (n, H, d) out of what is laid out like that, each token from its first place."""
+        return _taken(x, self._heads(x.shape[1]).slots)
+
+    def repeated_heads(self, x: Tensor) -> Tensor:
+        """Take out of it the places that repeat a token of another row, (m, H, d)."""
+        return _taken(x, self._heads(x.shape[1]).repeats)
+
     def pad(self, values: Tensor) -> Tensor:
         """Lay (n, ...) out as (b, columns of the longest, ...); what stands in the padding means nothing."""
         return values[self.sources.view(-1, self.width)[:, : self.grid.shape[1]]]
@@ -147,3 +173,19 @@ class PackedRows:
     def pack(self, values: Tensor) -> Tensor:
         """Take (n, ...) out of what is laid out like that, each token from its first place."""
         return values[self.slots // self.width, self.positions]
+
+    def _heads(self, heads: int) -> "_HeadPlaces":
+        if heads not in self._places:
+            number = torch.arange(heads, device=self.lengths.device)
+
+            def of_each(places: Tensor) -> Tensor:
+                row, column = places[:, None] // self.width, places[:, None] % self.width
+                return ((row * heads + number) * self.width + column).flatten()
+
+            sources = self.sources.view(-1, 1, self.width) * heads + number[:, None]
+            self._places[heads] = _HeadPlaces(sources.flatten(), of_each(self.slots), of_each(self.repeats))
+        return self._places[heads]
+
+    @cached_property
+    def _places(self) -> dict[int, "_HeadPlaces"]:
+        return {}  # for numbers of heads, as they are asked for: every block asks for the same

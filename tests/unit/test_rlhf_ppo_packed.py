@@ -65,6 +65,23 @@ def test_every_place_is_the_first_of_its_token_a_repeat_or_padding(rows: list[li
     assert all(min(real & {p for p, t in enumerate(of_place) if t == of_place[place]}) == place for place in firsts)
 
 
+@given(ROWS, st.integers(1, 3))
+def test_heads_stand_where_their_tokens_do(rows: list[list[int]], heads: int) -> None:
+    packed = PackedRows.from_rows(rows)
+    tokens = torch.arange(len(packed.input_ids))
+    x = torch.stack([torch.stack([tokens, torch.full_like(tokens, head)], -1) for head in range(heads)], 1)  # d = 2
+    padded = packed.split_heads(x)
+    assert padded.shape == (len(rows), heads, packed.width, 2)
+    for head in range(heads):
+        assert torch.equal(padded[:, head, :, 0].flatten(), packed.sources)
+        assert (padded[:, head, :, 1] == head).all()
+    places = torch.arange(padded.numel()).view_as(padded)  # tells apart the places of one token
+    in_order = places.transpose(1, 2).flatten(0, 1)
+    assert torch.equal(packed.merge_heads(places), in_order[packed.slots])
+    assert torch.equal(packed.repeated_heads(places), in_order[packed.repeats])
+    assert torch.equal(packed.merge_heads(padded), x)
+
+
 def test_sums_over_many_samples_are_rounded_once() -> None:
     """In bfloat16, 256 + 1 is 256; gradients of shared tokens rely on torch not adding one by one."""
     packed = PackedRows.from_rows([[7]] * 320)
