@@ -9,14 +9,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.shapes import Shape, build
 from benchmarks.trainers import PHASES, Mode, shape_options, train
+from rlhf.models import narrow
 from rlhf.ppo import PPOTrainer
 
 KINDS = ("products", "attention", "other")
-_PRODUCTS = ("aten::mm", "aten::addmm")
+_NARROW = "narrow products"  # of models/narrow.py, which the profiler would not see
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", _NARROW)
 _ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data")  # of models/attention.py
 
 Seconds = dict[str, dict[str, float]]
@@ -34,10 +36,23 @@ def breakdown(mode: Mode, shape: Shape) -> Seconds:
     taken: Seconds = {}
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
+        stack.enter_context(_narrow_products_named())
         for phase in PHASES:
             stack.enter_context(_second_call_profiled(phase, taken))
         train(mode, build(shape, None), shape_options(shape, 2))
     return taken
+
+
+@contextmanager
+def _narrow_products_named() -> Iterator[None]:
+    multiply = narrow._multiply
+
+    def named(*arguments: Any) -> None:
+        with record_function(_NARROW):
+            multiply(*arguments)
+
+    with mock.patch.object(narrow, "_multiply", named):
+        yield
 
 
 @contextmanager
