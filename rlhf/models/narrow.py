@@ -14,9 +14,6 @@ gradients. Products in bfloat16 are left to oneDNN.
 """
 
 import ctypes
-import logging
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,9 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.models import kernels
-
-logger = logging.getLogger(__name__)
+from rlhf.models import kernels, native
 
 MOST_COLUMNS = 64  # up to which it was measured to be faster
 _VECTOR = 8  # columns are filled up to a multiple of this
@@ -37,25 +32,14 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 @cache
 def _kernel() -> Callable[..., None] | None:
     """Compile the kernel; None, and a warning, if that cannot be done."""
-    compiler = kernels.compiler()
-    with tempfile.TemporaryDirectory() as folder:
-        compiled, library = Path(folder) / "narrow.o", Path(folder) / "narrow.so"
-        try:
-            _run(compiler, "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", _SOURCE, "-o", compiled)
-            # Not linked with OpenMP: its functions come from the library that torch has loaded, and its threads too.
-            _run(compiler, "-shared", compiled, "-o", library)
-            function: Any = ctypes.CDLL(str(library)).narrow_product
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = getattr(error, "stderr", None) or str(error)
-            logger.warning("decoding goes on with torch's products, because narrow.cpp does not compile: %s", reason)
-            return None
+    # Not linked with OpenMP: its functions come from the library that torch has loaded, and its threads too.
+    library = native.library(_SOURCE, "-fopenmp", otherwise="decoding goes on with torch's products")
+    if library is None:
+        return None
+    function: Any = library.narrow_product
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 5 + [ctypes.c_int]
     function.restype = None
     return function  # type: ignore[no-any-return]
-
-
-def _run(*command: str | Path) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def _usable(matrix: Tensor, x: Tensor) -> bool:

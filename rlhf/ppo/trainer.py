@@ -243,10 +243,10 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         self, model: nn.Module, ref_model: Any, value_model: Any, peft_config: Any, optimizers: tuple[Any, Any]
     ) -> None:
         args = self.args
-        keep_freed_memory()
         self.policy_model = setup.make_policy(model, peft_config)
         self.ref_model = setup.make_reference(self.policy_model, ref_model)
         self.actor_critic = setup.make_actor_critic(args, self.policy_model, value_model)
+        keep_freed_memory()
         self.value_model = self.actor_critic.value_model
         self.accelerator = Accelerator(deepspeed_plugin=getattr(args, "deepspeed_plugin", None))
         setup.set_batch_sizes(args, self.source.num_prompts, self.accelerator.num_processes)

@@ -8,7 +8,7 @@ import torch
 from ppo_helpers import tiny
 from torch import nn
 
-from rlhf.models import kernels, narrow
+from rlhf.models import kernels, narrow, native
 from rlhf.ppo.sampler import Request, Sampler, SamplingParameters
 
 
@@ -92,7 +92,7 @@ def test_a_compiler_that_fails_costs_speed_alone(compiled, monkeypatch, caplog):
         raise subprocess.CalledProcessError(1, command, stderr="unrecognised option -fopenmp")
 
     narrow._kernel.cache_clear()
-    monkeypatch.setattr(narrow.subprocess, "run", fails)
+    monkeypatch.setattr(native.subprocess, "run", fails)
     matrix, x = numbers(10, 20), numbers(20, 8)
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         assert torch.equal(narrow.times(matrix, x), matrix @ x)

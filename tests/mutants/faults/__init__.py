@@ -1,7 +1,7 @@
-"""Every fault: in the mathematics, in episodes, in sampling, in the trainer's parts, in its loop and its kernels."""
+"""Every fault: in the mathematics, in episodes, in sampling, in the trainer's parts, the loop, kernels and memory."""
 
 from ..fault import Fault
-from . import blocks, decoding, episodes, learning, mathematics, sampling, updates
+from . import blocks, decoding, episodes, learning, mathematics, memory, sampling, updates
 
 FAULTS: tuple[Fault, ...] = (
     *mathematics.FAULTS,
@@ -11,4 +11,5 @@ FAULTS: tuple[Fault, ...] = (
     *updates.FAULTS,
     *blocks.FAULTS,
     *decoding.FAULTS,
+    *memory.FAULTS,
 )
