@@ -80,7 +80,7 @@ class Arena final : public c10::Allocator {
   char* const start_;
   const size_t size_;
   c10::Allocator* const others_;
-  std::map<char*, size_t> blocks_;             // address and size of each block
+  std::map<char*, size_t> blocks_;           // address and size of each block
   std::set<std::pair<size_t, char*>> gaps_;  // size and address of those that nobody uses
 };
 

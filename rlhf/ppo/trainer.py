@@ -246,7 +246,7 @@ class PPOTrainer(TrlPPOTrainer):  # type: ignore[misc]
         self.policy_model = setup.make_policy(model, peft_config)
         self.ref_model = setup.make_reference(self.policy_model, ref_model)
         self.actor_critic = setup.make_actor_critic(args, self.policy_model, value_model)
-        keep_freed_memory()
+        keep_freed_memory()  # how, depends on compile_kernels, which make_actor_critic has just set
         self.value_model = self.actor_critic.value_model
         self.accelerator = Accelerator(deepspeed_plugin=getattr(args, "deepspeed_plugin", None))
         setup.set_batch_sizes(args, self.source.num_prompts, self.accelerator.num_processes)
