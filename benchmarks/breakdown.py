@@ -13,12 +13,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.shapes import Shape, build
 from benchmarks.trainers import PHASES, Mode, shape_options, train
-from rlhf.models import narrow
+from rlhf.models import native_decoding
 from rlhf.ppo import PPOTrainer
 
 KINDS = ("products", "attention", "other")
-_NARROW = "narrow products"  # of models/narrow.py, which the profiler would not see
-_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", _NARROW)
+_DECODING = "compiled decoding"  # of models/native_decoding.py: mostly products, which the profiler would not see
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", _DECODING)
 _ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data")  # of models/attention.py
 
 Seconds = dict[str, dict[str, float]]
@@ -36,7 +36,7 @@ def breakdown(mode: Mode, shape: Shape) -> Seconds:
     taken: Seconds = {}
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
-        stack.enter_context(_narrow_products_named())
+        stack.enter_context(_decoding_named())
         for phase in PHASES:
             stack.enter_context(_second_call_profiled(phase, taken))
         train(mode, build(shape, None), shape_options(shape, 2))
@@ -44,14 +44,14 @@ def breakdown(mode: Mode, shape: Shape) -> Seconds:
 
 
 @contextmanager
-def _narrow_products_named() -> Iterator[None]:
-    multiply = narrow._multiply
+def _decoding_named() -> Iterator[None]:
+    call = native_decoding._call
 
     def named(*arguments: Any) -> None:
-        with record_function(_NARROW):
-            multiply(*arguments)
+        with record_function(_DECODING):
+            call(*arguments)
 
-    with mock.patch.object(narrow, "_multiply", named):
+    with mock.patch.object(native_decoding, "_call", named):
         yield
 
 

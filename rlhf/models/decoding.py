@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from rlhf.models import narrow
 from rlhf.models.fast_trunk import blocks, epsilon, run
 from rlhf.models.fused import FeedForward, Heads, Projection
+from rlhf.models.native_decoding import NativeBlocks
 from rlhf.models.packed import PackedRows
 
 
@@ -28,6 +28,7 @@ class Decoder:
     def __init__(self, trunk: Any) -> None:
         self.trunk = trunk
         self.blocks = [(heads, _joined(heads), layer) for heads, layer in blocks(trunk)]
+        self.native = NativeBlocks.of(self.blocks)
 
     def prefill(self, prompts: PackedRows) -> tuple[Tensor, DynamicCache]:
         """Return the hidden states (b, D) of the last tokens of b prompts, and the keys and values of all of them."""
@@ -47,18 +48,18 @@ class Decoder:
             mask: (n, 1, 1, columns), what is added to scores.
             cache: A cache of transformers' kind.
         """
-        embedded = self.trunk.embed_tokens(token_ids)
-        x = embedded.T.to(torch.promote_types(embedded.dtype, torch.float32)).contiguous()  # (D, n)
-        cos, sin = (part[0].T.to(x.dtype) for part in self.trunk.rotary_emb(x, positions[None]))  # (d, n)
-        first, second = sin.chunk(2)
-        angles = cos, torch.cat([-first, second])
-        for number, (heads, joined, layer) in enumerate(self.blocks):
-            normed = _rms_norm(x, heads.norm, heads.epsilon, embedded.dtype)
-            products = _project(joined, normed).view(-1, heads.size, len(token_ids))
-            attended = _attend(products, heads, angles, mask, cache, number)
-            x = _block_output(x, attended, layer)
+        x = self.trunk.embed_tokens(token_ids)
+        dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
+        cos, sin = (part[0, :, : part.shape[-1] // 2].to(wide) for part in self.trunk.rotary_emb(x, positions[None]))
+        if self.native is not None:
+            x = self.native.step(x, cos, sin, cache)
+        else:
+            columns, angles = x.T.to(wide).contiguous(), (torch.cat([cos, cos], 1).T, torch.cat([-sin, sin], 1).T)
+            for number, block in enumerate(self.blocks):
+                columns = _run_block(columns, *block, angles, mask, cache, number, dtype)
+            x = columns.T
         norm = self.trunk.norm
-        return nn.functional.rms_norm(x.T, x.shape[:1], norm.weight.to(x.dtype), epsilon(norm))
+        return nn.functional.rms_norm(x, x.shape[1:], norm.weight.to(wide), epsilon(norm))
 
 
 def _joined(heads: Heads) -> Projection:
@@ -86,6 +87,16 @@ def _attend(
     return nn.functional.scaled_dot_product_attention(query, keys, values, mask).reshape(len(keys), -1).T
 
 
+def _run_block(
+    x: Tensor, heads: Heads, joined: Projection, layer: FeedForward, angles: tuple[Tensor, Tensor], mask: Tensor,
+    cache: Any, number: int, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """Return the residual stream (D, n) behind a block, whose products are in `dtype`; `angles` are (d, n)."""
+    products = _project(joined, _rms_norm(x, heads.norm, heads.epsilon, dtype)).view(-1, heads.size, x.shape[1])
+    attended = _attend(products, heads, angles, mask, cache, number)
+    return _block_output(x, attended, layer)
+
+
 def _block_output(x: Tensor, attended: Tensor, layer: FeedForward) -> Tensor:
     """Everything of a block behind attention; see `fused.block_output`."""
     x = x + _project(layer.output, attended)
@@ -102,7 +113,7 @@ def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> 
 
 def _project(by: Projection, x: Tensor) -> Tensor:
     """See `fused.Projection`; x is (in, n), the result (out, n)."""
-    y = narrow.times(by.weight, x)
+    y = by.weight @ x
     if by.bias is not None:
         y.add_(by.bias[:, None])
     if by.down is not None and by.up is not None:

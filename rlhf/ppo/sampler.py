@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from rlhf.errors import ModelError
-from rlhf.models import fast_trunk, narrow
+from rlhf.models import fast_trunk, native_decoding
 from rlhf.models.decoding import Decoder
 from rlhf.models.packed import PackedRows, rounded_up
 from rlhf.models.rounding import rounded_factors
@@ -142,10 +142,8 @@ class Sampler:
     def _logits(self, hidden: Tensor) -> Tensor:
         layer: Any = head.output_layer(self.policy)
         hidden = hidden.to(layer.weight.dtype)
-        if self.dtype != torch.bfloat16:
-            return narrow.linear(layer, hidden)
-        with rounded_factors(True):
-            return layer(hidden)  # type: ignore[no-any-return]
+        with rounded_factors(self.dtype == torch.bfloat16):
+            return native_decoding.linear(layer, hidden)
 
 
 class _Decoding:

@@ -11,7 +11,7 @@ from benchmarks import scaling
 from benchmarks.breakdown import KINDS, breakdown, kind_of
 from benchmarks.scaling import AXES, BASE, RESULTS, draw, measure, slope, table
 from benchmarks.trainers import MODES, PHASES
-from rlhf.models import narrow
+from rlhf.models import native_decoding
 
 TINY = replace(BASE, episodes=4, response_tokens=4, layers=1, hidden_size=64, intermediate_size=64, vocabulary=16)
 
@@ -64,14 +64,14 @@ def test_operations_are_sorted(operation, kind):
 
 
 def test_an_iteration_is_taken_apart(monkeypatch):
-    """Products of decoding are among the products, also those of `narrow`, of which torch knows nothing."""
-    multiply, calls = narrow._multiply, []
+    """Products of decoding are among the products, also compiled ones, of which torch knows nothing."""
+    call, calls = native_decoding._call, []
 
     def slow(*arguments):
         calls.append(time.sleep(0.01))
-        multiply(*arguments)
+        call(*arguments)
 
-    monkeypatch.setattr(narrow, "_multiply", slow)
+    monkeypatch.setattr(native_decoding, "_call", slow)
     parts = breakdown(MODES["fp32"], TINY)
     assert list(parts) == list(PHASES)
     assert all(parts[phase][kind] > 0 for phase in PHASES for kind in KINDS)

@@ -17,7 +17,7 @@ FILES = {
     "masked", "metrics", "noise", "rollout", "rollout_policy", "sampler", "scoring", "setup", "token_dataset",
     "token_rewards", "trainer", "update", "models/attention", "models/fast_trunk", "models/fused",
     "models/kernels", "models/packed", "models/decoding", "models/precision",
-    "models/products", "models/narrow", "models/freed_memory",
+    "models/products", "models/native_decoding", "models/freed_memory",
 }  # fmt: skip
 
 

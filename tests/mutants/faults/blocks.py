@@ -178,8 +178,8 @@ FAULTS = (
     Fault(
         "decoding-rotates-one-half",
         "models/decoding.py",
-        "torch.cat([-first, second])",
-        "torch.cat([first, second])",
+        "torch.cat([-sin, sin], 1).T",
+        "torch.cat([sin, sin], 1).T",
         "the sampler sees other positions than the trainer",
         _DECODING,
     ),
