@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rlhf.models import kernels
 from rlhf.models.packed import PackedRows
 from rlhf.models.rounding import rounded_factors
 
@@ -89,6 +90,54 @@ def matrix_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
     output: Tensor = _MatrixAttention.apply(query, key, value, mask, dtype)  # type: ignore[no-untyped-call]
     return output
+
+
+class _SplitHeads(torch.autograd.Function):
+    """See `turned_heads`."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows,
+                size: int) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx.rows, ctx.dtype = rows, query.dtype
+        ctx.save_for_backward(cos, sin)
+        query, key, value = (x.view(len(x), -1, size) for x in (query, key, value))
+        turned = (kernels.rotate(x, cos, sin, cos.dtype) for x in (query, key))
+        return tuple(rows.split_heads(x) for x in (*turned, value))
+
+    @staticmethod
+    def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor | None, ...]:
+        """Keys and values of a token that several rows share are read in all of them; what its query found, in one."""
+        (cos, sin), rows = ctx.saved_tensors, ctx.rows
+        packed = [kernels.rotate(rows.merge_heads(grad), cos, -sin, ctx.dtype).flatten(1) for grad in (query, key)]
+        packed.append(rows.merge_heads(value).flatten(1))
+        if len(rows.repeats):  # the sums are float32, and rounded once
+            turned = kernels.rotate(rows.repeated_heads(key), cos[rows.repeated], -sin[rows.repeated], ctx.dtype)
+            packed[1].index_add_(0, rows.repeated, turned.flatten(1))
+            packed[2].index_add_(0, rows.repeated, rows.repeated_heads(value).flatten(1))
+        return *packed, None, None, None, None
+
+
+def turned_heads(
+    query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn queries and keys by their positions' angles, and lay all out in padded rows.
+
+    Args:
+        query: (n, H * d).
+        key: (n, K * d).
+        value: (n, K * d).
+        cos: (n, 1, d / 2), as is sin.
+        sin: See cos.
+        rows: How the n tokens are packed.
+        size: d.
+
+    Returns:
+        Queries (b, H, l, d) and keys (b, K, l, d) in the precision of cos, values (b, K, l, d) in their own.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _SplitHeads.apply(  # type: ignore[no-untyped-call]
+        query, key, value, cos, sin, rows, size
+    )
+    return result
 
 
 class _MergeHeads(torch.autograd.Function):

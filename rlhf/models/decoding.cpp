@@ -2,84 +2,7 @@
 //
 // Tokens are columns, W to a vector. Weights are read once, in the order in which they lie, as float32 or as
 // bfloat16; sums are float32. What a column becomes does not depend on the others.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
-#ifdef __AVX512F__
-constexpr int W = 16;  // numbers in a register
-#else
-constexpr int W = 8;
-#endif
-constexpr int R = 8;  // rows of a matrix at a time: their sums stay in registers
-
-typedef float Vector __attribute__((vector_size(4 * W), aligned(4)));
-typedef int32_t Whole __attribute__((vector_size(4 * W), aligned(4)));
-typedef uint16_t Halves __attribute__((vector_size(2 * W), aligned(2)));
-struct bfloat16 { uint16_t bits; };
-
-static inline void narrow(float value, float* out) { *out = value; }
-static inline void narrow(float value, bfloat16* out) {  // to the nearest, halves to even
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  out->bits = value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-
-// exp(x) = 2^n exp(r), |r| <= ln 2 / 2, by Taylor's series, for x from -87 to 88 and its ends beyond; 2e-7 off.
-static inline Vector exponential(Vector x) {
-  const Vector low = Vector{} - 87.0f, high = Vector{} + 88.0f;
-  x = x < low ? low : x > high ? high : x;
-  const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number, kept in its low bits
-  const Vector n = shifted - 12582912.0f;
-  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vector sum = Vector{} + 1.0f / 5040;
-  for (float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * r + factor;
-  return (Vector)((Whole)sum + ((Whole)shifted << 23));
-}
-
-// The right factor of a product, (k, n): of float32, row by row; of bfloat16, two rows at a time, which lie in pairs.
-static inline int64_t place(const float*, int64_t k, int64_t c, int64_t n) { return k * n + c; }
-static inline int64_t place(const bfloat16*, int64_t k, int64_t c, int64_t n) { return (k / 2 * n + c) * 2 + k % 2; }
-
-static inline void store_pair(float* x, int64_t k, int64_t c, int64_t n, Vector even, Vector odd) {
-  *(Vector*)(x + k * n + c) = even;
-  *(Vector*)(x + (k + 1) * n + c) = odd;
-}
-
-static inline void multiply(const float* w, int64_t k, const float* x, int64_t c, int64_t n, Vector* sums) {
-  for (int64_t i = 0; i < k; i++) {
-    if (i % 16 == 0)
-      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * k + i);
-    const Vector right = *(const Vector*)(x + i * n + c);
-    for (int r = 0; r < R; r++) sums[r] += w[r * k + i] * right;
-  }
-}
-
-#ifdef __AVX512BF16__
-static inline void store_pair(bfloat16* x, int64_t k, int64_t c, int64_t n, Vector even, Vector odd) {
-  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-  const __m512i halves = _mm512_set_epi32(0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009, 0x180008,
-                                          0x170007, 0x160006, 0x150005, 0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
-  _mm512_storeu_si512(x + place(x, k, c, n), _mm512_permutexvar_epi16(halves, both));
-}
-
-static inline void multiply(const bfloat16* w, int64_t k, const bfloat16* x, int64_t c, int64_t n, Vector* sums) {
-  for (int64_t i = 0; i < k; i += 2) {
-    if (i % 32 == 0)
-      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * k + i);
-    const __m512bh right = (__m512bh)_mm512_loadu_si512(x + place(x, i, c, n));
-    for (int r = 0; r < R; r++) {
-      int32_t pair;
-      memcpy(&pair, w + r * k + i, 4);
-      sums[r] = (Vector)_mm512_dpbf16_ps((__m512)sums[r], right, (__m512bh)_mm512_set1_epi32(pair));
-    }
-  }
-}
-#endif
+#include "vectors.h"
 
 // Products of w (m, k), m a multiple of R, and x (k, n), n of W: `finish` gets R rows of W columns at a time.
 template <class T, class Finish>
@@ -88,7 +11,7 @@ static inline void product(const T* w, int64_t m, int64_t k, const T* x, int64_t
   for (int64_t r = 0; r < m; r += R)
     for (int64_t c = 0; c < n; c += W) {
       Vector sums[R] = {};
-      multiply(w + r * k, k, x, c, n, sums);
+      multiply<true>(w + r * k, k, PAIRED<T>, k, x + c * PAIRED<T>, n, sums);
       finish(r, c, sums);
     }
 }
@@ -133,19 +56,6 @@ static void rotate(float* head, const float* cos, const float* sin, int64_t half
     head[i] = first * cos[i] - second * sin[i];
     head[half + i] = second * cos[i] + first * sin[i];
   }
-}
-
-static inline Vector vector_of(const float* values) { return *(const Vector*)values; }
-static inline Vector vector_of(const bfloat16* values) {
-  return (Vector)(__builtin_convertvector(*(const Halves*)values, Whole) << 16);
-}
-
-static inline int64_t filled(int64_t count) { return (count + W - 1) / W * W; }
-
-static inline float sum(Vector x) {
-  for (int width = W / 2; width; width /= 2)
-    for (int i = 0; i < width; i++) x[i] += x[i + width];
-  return x[0];
 }
 
 // One query's attention to `count` keys and values, (count, d); `weights` has room for count, filled up to sixteens.
@@ -215,7 +125,7 @@ static void block(const Step& s, const Block& b) {
   rms_norm<T>(s, b.second_norm, b.second_epsilon);
   product((const T*)b.gate, s.inner, s.hidden, (const T*)s.normed, s.n, [&](int64_t r, int64_t c, Vector* gates) {
     Vector ups[R] = {};
-    multiply((const T*)b.up + r * s.hidden, s.hidden, (const T*)s.normed, c, s.n, ups);
+    multiply<true>((const T*)b.up + r * s.hidden, s.hidden, PAIRED<T>, s.hidden, (const T*)s.normed + c * PAIRED<T>, s.n, ups);
     for (int i = 0; i < R; i++) gates[i] *= ups[i] / (1.0f + exponential(-gates[i]));
     for (int i = 0; i < R; i += 2) store_pair((T*)s.gated, r + i, c, s.n, gates[i], gates[i + 1]);
   });
@@ -230,13 +140,7 @@ static void run(const Step& s, const Block* blocks, int64_t count, int threads) 
 
 extern "C" {
 
-bool multiplies_bfloat16() {
-#ifdef __AVX512BF16__
-  return true;
-#else
-  return false;
-#endif
-}
+bool multiplies_bfloat16() { return MULTIPLIES_BFLOAT16; }
 
 void decode_float32(const Step* s, const Block* blocks, int64_t count, int threads) {
   run<float>(*s, blocks, count, threads);

@@ -35,7 +35,7 @@ class Decoder:
         """Return the hidden states (b, D) of the last tokens of b prompts, and the keys and values of all of them."""
         count, prefilled = len(prompts.lengths), DynamicCache()
 
-        def keep(key: Tensor, value: Tensor, number: int) -> None:
+        def keep(number: int, key: Tensor, value: Tensor) -> None:
             prefilled.update(key[:count].to(value.dtype), value[:count], number)
 
         return run(self.trunk, prompts, prompts.last, keep), prefilled

@@ -6,16 +6,19 @@ on modules) goes through the modules as ever, with the same numbers.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaModel, MistralModel, Qwen2Model
 
-from rlhf.models.attention import causal_attention
-from rlhf.models.fused import FeedForward, Heads, Projection, attention_inputs, block_output
+from rlhf.models import kernels, native_attention
+from rlhf.models.attention import causal_attention, turned_heads
+from rlhf.models.fused import FeedForward, Heads, Projection, block_output, projections
 from rlhf.models.packed import PackedRows, evened
 
+Keep = Callable[[int, Tensor, Tensor], Any]
 _FAMILIES = (LlamaModel, MistralModel, Qwen2Model)
 EVENED = frozenset({torch.bfloat16})  # oneDNN multiplies it, see `PackedRows.evened`; MKL multiplies the others
 
@@ -89,7 +92,23 @@ def blocks(trunk: Any) -> list[tuple[Heads, FeedForward]]:
     return found
 
 
-def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Callable[[Tensor, Tensor, int], Any] | None = None) -> Tensor:
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, size: int, keep: Any
+) -> Tensor:
+    """What `projections` makes of tokens, (n, H * d) and (n, K * d) twice, to what they find, (n, H * d)."""
+    dtype = query.dtype
+    if native_attention.can_run(dtype, size, rows):
+        if keep is not None:
+            turned = kernels.rotate(key.view(len(key), -1, size), cos, sin, dtype)
+            keep(rows.split_heads(turned), rows.split_heads(value.view(len(value), -1, size)))
+        return native_attention.attention(query, key, value, cos, sin, rows, size)
+    query, key, value = turned_heads(query, key, value, cos, sin, rows, size)
+    if keep is not None:
+        keep(key, value)
+    return causal_attention(query, key, value, rows, dtype)
+
+
+def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Keep | None = None) -> Tensor:
     """Return the hidden states (t, D) of some tokens of packed rows, in the precision of the embeddings or better.
 
     Of the other tokens the last block computes keys and values alone. Matrix products are in bfloat16 where autocast
@@ -99,7 +118,7 @@ def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Callable[[Tensor, Tens
         trunk: What `can_run` said yes to.
         rows: n tokens.
         read: (t,) which of them.
-        keep: Is given the keys and the values, (b, K, l, d), and the number of each block.
+        keep: Is given the number of each block, its keys, turned, and its values, (b, K, l, d).
     """
     lowered = torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False):
@@ -108,12 +127,11 @@ def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Callable[[Tensor, Tens
         rows = rows.evened if even else rows
         x = trunk.embed_tokens(rows.input_ids)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in trunk.rotary_emb(x, rows.positions[None]))
+        angles = trunk.rotary_emb(x, rows.positions[None])
+        cos, sin = (part[0, :, None, : part.shape[-1] // 2].contiguous() for part in angles)
         for number, (heads, layer) in enumerate(blocks(trunk)):
-            query, key, value = attention_inputs(x, heads, cos, sin, rows, dtype)
-            if keep is not None:
-                keep(key, value, number)
-            attended = causal_attention(query, key, value, rows, dtype)
+            of_heads = projections(x, heads, dtype)
+            attended = _attended(*of_heads, cos, sin, rows, heads.size, partial(keep, number) if keep else None)
             if number + 1 == len(trunk.layers):  # a token that several rows share may be read for each of them
                 wanted, places = torch.unique(read, return_inverse=True)
                 wanted = evened(wanted) if even else wanted

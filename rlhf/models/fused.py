@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from rlhf.models import kernels
-from rlhf.models.packed import PackedRows
 from rlhf.models.products import times
 
 
@@ -114,56 +113,32 @@ class FeedForward(NamedTuple):
     down: Projection
 
 
-class _AttentionInputs(torch.autograd.Function):
-    """See `attention_inputs`."""
+class _Projections(torch.autograd.Function):
+    """See `projections`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, dtype: torch.dtype, size: int,
-                epsilon: float, scales: Sequence[float], norm: Tensor,
-                *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        ctx.dtype, ctx.scales, ctx.dtypes, ctx.rows = dtype, scales, _dtypes(tensors), rows
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, epsilon: float, scales: Sequence[float], norm: Tensor,
+                *tensors: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx.scales, ctx.dtypes = scales, _dtypes(tensors)
         x, norm, cast = x.detach(), norm.detach(), _cast(tensors, dtype)
         normed, inverse = kernels.rms_norm(x, norm, epsilon, dtype)
         products = [_project(normed, by) for by in _regroup(cast, scales)]
-        query, key, value = (product.view(len(x), -1, size) for product, _ in products)
-        ctx.save_for_backward(x, cos, sin, norm, normed, inverse, *(narrow for _, narrow in products), *cast)
-        return (
-            rows.split_heads(kernels.rotate(query, cos, sin, x.dtype)),
-            rows.split_heads(kernels.rotate(key, cos, sin, x.dtype)),
-            rows.split_heads(value),
-        )
+        ctx.save_for_backward(x, norm, normed, inverse, *(narrow for _, narrow in products), *cast)
+        return tuple(product for product, _ in products)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, cos, sin, norm, normed, inverse, *rest = ctx.saved_tensors
+        x, norm, normed, inverse, *rest = ctx.saved_tensors
         narrows, cast = rest[:3], rest[3:]
-        packed = _packed_gradients(grads, cos, sin, ctx.rows, ctx.dtype)
-        projections, needed = _regroup(cast, ctx.scales), ctx.needs_input_grad[9:]
-        normed_grad, narrow_grads = _input_gradient(packed, projections)
+        of_heads, needed = _regroup(cast, ctx.scales), ctx.needs_input_grad[5:]
+        normed_grad, narrow_grads = _input_gradient(grads, of_heads)
         of_tensors: list[Tensor | None] = []
-        for number, by in enumerate(projections):
+        for number, by in enumerate(of_heads):
             of_tensors += _tensor_gradients(
-                normed, packed[number], narrows[number], narrow_grads[number], by.scale, needed[4 * number :][:4]
+                normed, grads[number], narrows[number], narrow_grads[number], by.scale, needed[4 * number :][:4]
             )
         x_grad, norm_grad = kernels.rms_norm_backward(normed_grad, x, inverse, norm, x.new_zeros(()))
-        return x_grad, *(None,) * 7, norm_grad, *_restored(of_tensors, ctx.dtypes)
-
-
-def _packed_gradients(
-    grads: Sequence[Tensor], cos: Tensor, sin: Tensor, rows: PackedRows, dtype: torch.dtype
-) -> list[Tensor]:
-    """Gradients (n, heads * d) of the projections, from those (b, heads, l, d) of queries, keys and values.
-
-    Keys and values of a token that several rows share are read in all of them; what its query found, in one.
-    """
-    query, key, value = grads
-    packed = [kernels.rotate(rows.merge_heads(grad), cos, -sin, dtype).flatten(1) for grad in (query, key)]
-    packed.append(rows.merge_heads(value).flatten(1))
-    if len(rows.repeats):  # the sums are float32, and rounded once
-        turned = kernels.rotate(rows.repeated_heads(key), cos[rows.repeated], -sin[rows.repeated], dtype)
-        packed[1].index_add_(0, rows.repeated, turned.flatten(1))
-        packed[2].index_add_(0, rows.repeated, rows.repeated_heads(value).flatten(1))
-    return packed
+        return x_grad, None, None, None, norm_grad, *_restored(of_tensors, ctx.dtypes)
 
 
 class _BlockOutput(torch.autograd.Function):
@@ -208,27 +183,22 @@ class _BlockOutput(torch.autograd.Function):
         return middle_grad, attended_grad, None, None, None, norm_grad, *_restored(of_tensors, ctx.dtypes)
 
 
-def attention_inputs(
-    x: Tensor, heads: Heads, cos: Tensor, sin: Tensor, rows: PackedRows, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Norm, projections and rotation of one block.
+def projections(x: Tensor, heads: Heads, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm and projections of one block.
 
     Args:
         x: The residual stream, (n, D).
         heads: Weights.
-        cos: (n, 1, d / 2), in the precision of x, as is sin.
-        sin: See cos.
-        rows: How the tokens are packed.
-        dtype: Of the matrix products.
+        dtype: Of the matrix products, and of the result.
 
     Returns:
-        Queries (b, H, l, d) and keys (b, K, l, d) in the precision of x, values (b, K, l, d) in `dtype`.
+        Queries (n, H * d), keys (n, K * d) and values (n, K * d).
     """
-    projections = (heads.query, heads.key, heads.value)
-    tensors = [tensor for by in projections for tensor in by.tensors]
-    scales = [by.scale for by in projections]
-    result: tuple[Tensor, Tensor, Tensor] = _AttentionInputs.apply(  # type: ignore[no-untyped-call]
-        x, cos, sin, rows, dtype, heads.size, heads.epsilon, scales, heads.norm, *tensors
+    of_heads = (heads.query, heads.key, heads.value)
+    tensors = [tensor for by in of_heads for tensor in by.tensors]
+    scales = [by.scale for by in of_heads]
+    result: tuple[Tensor, Tensor, Tensor] = _Projections.apply(  # type: ignore[no-untyped-call]
+        x, dtype, heads.epsilon, scales, heads.norm, *tensors
     )
     return result
 

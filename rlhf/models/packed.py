@@ -149,6 +149,16 @@ class PackedRows:
         return self.sources[self.repeats]
 
     @cached_property
+    def begins(self) -> Tensor:
+        """How many tokens at the start of each row are an earlier row's too, (b,): `repeats`, row by row."""
+        return (self._real & ~self.first).view(-1, self.width).sum(1)
+
+    @cached_property
+    def begins_before(self) -> Tensor:
+        """The sum of `begins` of earlier rows, (b,)."""
+        return self.begins.cumsum(0) - self.begins
+
+    @cached_property
     def _real(self) -> Tensor:
         columns = torch.arange(self.width, device=self.lengths.device)
         return (columns < self.lengths[:, None]).flatten()

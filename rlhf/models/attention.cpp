@@ -1,0 +1,271 @@
+// Causal attention within packed rows, forward and backward, with the rotation before it; see native_attention.py.
+//
+// What lies above the diagonal is not computed, and of the scores only a number for each row is kept: the backward pass
+// makes them again. Factors of products are float32 or bfloat16, sums are float32. A row and a head of keys are the
+// work of one thread, so results do not depend on how many there are.
+#include <vector>
+
+#include "vectors.h"
+
+struct Call {
+  int64_t tokens, queries, keys, size;  // n, H, K, d
+  int64_t rows, columns;
+  const int64_t *grid, *lengths;     // (rows, columns) which token stands in each place, (rows,)
+  const int64_t *begins, *repeated;  // (rows,) how many tokens at the start are an earlier row's too; those before it
+  const float *cos, *sin;            // (n, d / 2)
+  const void *query, *key, *value;   // (n, H d), (n, K d) twice
+  void* out;                         // (n, H d)
+  float* normaliser;                 // (n, H) log of the sum of exp(scores)
+  const void* grad;                  // (n, H d)
+  void* query_grad;                  // (n, H d)
+  float *key_grad, *value_grad;      // (n + repeats, K d)
+};
+
+// The numbers x (d,) of a token turned by its angles, or back.
+static void rotate(const Call& call, int64_t token, float direction, float* x) {
+  const int64_t half = call.size / 2;
+  for (int64_t i = 0; i < half; i += W) {
+    const Vector first = vector_of(x + i), second = vector_of(x + half + i);
+    const Vector cos = vector_of(call.cos + token * half + i), sin = vector_of(call.sin + token * half + i) * direction;
+    *(Vector*)(x + i) = first * cos - second * sin;
+    *(Vector*)(x + half + i) = second * cos + first * sin;
+  }
+}
+
+template <class T>
+static void to_left(const float* x, int64_t count, T* out) {
+  for (int64_t i = 0; i < count; i += W) narrow(vector_of(x + i), out + i);
+}
+
+template <class T>
+static void to_right(const float* x, int64_t row, int64_t k, int64_t rows, int64_t columns, T* out) {
+  for (int64_t i = 0; i < rows; i += 2)
+    for (int64_t c = 0; c < columns; c += W)
+      store_pair(out, k + i, c, row, vector_of(x + i * row + c), vector_of(x + (i + 1) * row + c));
+}
+
+// A left factor (rows, columns) as a right one (columns, rows).
+template <class T>
+static void to_across(const T* left, int64_t rows, int64_t columns, T* out) {
+  const int64_t units = columns / PAIRED<T>;
+  for (int64_t k = 0; k < units; k += W)
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t j = k; j < k + W; j++) memcpy((float*)out + j * rows + i, (const float*)left + i * units + j, 4);
+}
+
+// x where its column, the first of which is c, is at most `last`.
+static inline Vector until(Vector x, int64_t c, int64_t last, float otherwise) {
+  Whole columns;
+  for (int j = 0; j < W; j++) columns[j] = j;
+  return columns <= int32_t(last - c) ? x : Vector{} + otherwise;
+}
+
+// exp(scores - peak) of the columns up to `last`, and 0 behind them; returns the sum.
+static float powers(float* scores, int64_t columns, int64_t last, float peak) {
+  Vector total = {};
+  for (int64_t c = 0; c < columns; c += W)
+    total += *(Vector*)(scores + c) = until(exponential(vector_of(scores + c) - peak), c, last, 0.0f);
+  return sum(total);
+}
+
+static float peak_of(const float* scores, int64_t columns, int64_t last) {
+  Vector peaks = Vector{} - INFINITY;
+  for (int64_t c = 0; c < columns; c += W) {
+    const Vector x = until(vector_of(scores + c), c, last, -INFINITY);
+    peaks = x > peaks ? x : peaks;
+  }
+  return largest(peaks);
+}
+
+// What a thread computes: one row at a time, of l tokens, filled up to vectors with zeros, and one head of keys.
+template <class T>
+struct Worker {
+  const Call& call;
+  const int64_t d, group;  // queries that share keys
+  const float scale;
+  const int64_t* tokens = nullptr;         // of the row
+  int64_t length = 0, begin = 0, l = 0;  // of the row; the first token that is its own; length filled up
+  // (l, d) of a head: to the left of a product, to the right of it, or across, (d, l), to the right of it.
+  std::vector<T> left, key_across, key_right, value_across, value_right, query, query_right, grad, grad_right;
+  std::vector<float> numbers, key_sums, value_sums;  // (l, d)
+  std::vector<float> scores, slopes;                 // (R, l)
+  std::vector<T> few;                                // (R, l) to the left
+  std::vector<T> weights, scores_grad;               // (l, l) to the right
+
+  Worker(const Call& call, bool backward)
+      : call(call), d(call.size), group(call.queries / call.keys), scale(1 / std::sqrt(float(call.size))) {
+    const int64_t longest = filled(call.columns);
+    for (auto* part : {&left, &key_across, &key_right, &value_across, &value_right, &query, &query_right, &grad,
+                       &grad_right})
+      part->resize(longest * d);
+    for (auto* part : {&numbers, &key_sums, &value_sums}) part->resize(longest * d);
+    for (auto* part : {&scores, &slopes}) part->resize(R * longest);
+    few.resize(R * longest);
+    if (backward)
+      for (auto* part : {&weights, &scores_grad}) part->resize(longest * longest);
+  }
+
+  void begin_row(int64_t number) {
+    tokens = call.grid + number * call.columns;
+    length = call.lengths[number], begin = call.begins[number], l = filled(length);
+  }
+
+  bool own(int64_t i) const { return i >= begin && i < length; }
+
+  // A head of x (n, heads, d) as `numbers`, and to the left of a product.
+  void take(const void* x, int64_t heads, int64_t head, bool turned, std::vector<T>& to) {
+    std::fill(numbers.begin() + length * d, numbers.begin() + l * d, 0.0f);
+    for (int64_t i = 0; i < length; i++) {
+      const T* from = (const T*)x + (tokens[i] * heads + head) * d;
+      for (int64_t k = 0; k < d; k += W) *(Vector*)&numbers[i * d + k] = vector_of(from + k);
+      if (turned) rotate(call, tokens[i], 1, &numbers[i * d]);
+    }
+    to_left(numbers.data(), l * d, to.data());
+  }
+
+  // Products of R rows of a left factor (l, d) from `first`, and a right one (d, l), up to `columns`.
+  void scores_of(const std::vector<T>& w, int64_t first, const std::vector<T>& x, int64_t columns, float factor,
+                 float* out) {
+    for (int64_t c = 0; c < columns; c += W) {
+      Vector sums[R] = {};
+      multiply(&w[first * d], d, PAIRED<T>, d, &x[c * PAIRED<T>], l, sums);
+      for (int r = 0; r < R; r++) *(Vector*)(out + r * l + c) = sums[r] * factor;
+    }
+  }
+
+  // Products of `few`, of which `columns` count, and a right factor (l, d): columns c to c + W.
+  void few_times(const std::vector<T>& x, int64_t columns, int64_t c, Vector* sums) {
+    for (int r = 0; r < R; r++) sums[r] = Vector{};
+    multiply(few.data(), l, PAIRED<T>, columns, &x[c * PAIRED<T>], d, sums);
+  }
+
+  void forward(int64_t shared) {
+    take(call.key, call.keys, shared, true, left);
+    to_across(left.data(), l, d, key_across.data());
+    take(call.value, call.keys, shared, false, left);
+    to_right(numbers.data(), d, 0, l, d, value_right.data());
+    for (int64_t head = shared * group; head < (shared + 1) * group; head++) {
+      take(call.query, call.queries, head, true, query);
+      for (int64_t first = begin / R * R; first < length; first += R) attend(head, first);
+    }
+  }
+
+  // What R queries find.
+  void attend(int64_t head, int64_t first) {
+    const int64_t columns = std::min(filled(first + R), l);
+    float inverse[R];
+    scores_of(query, first, key_across, columns, scale, scores.data());
+    for (int64_t r = 0; r < R; r++) {
+      const float peak = peak_of(&scores[r * l], columns, first + r);
+      const float total = powers(&scores[r * l], columns, first + r, peak);
+      to_left(&scores[r * l], columns, &few[r * l]);
+      inverse[r] = 1 / total;
+      if (own(first + r)) call.normaliser[tokens[first + r] * call.queries + head] = peak + std::log(total);
+    }
+    for (int64_t c = 0; c < d; c += W) {
+      Vector sums[R];
+      few_times(value_right, columns, c, sums);
+      for (int64_t r = 0; r < R; r++)
+        if (own(first + r))
+          narrow(sums[r] * inverse[r], (T*)call.out + (tokens[first + r] * call.queries + head) * d + c);
+    }
+  }
+
+  void backward(int64_t number, int64_t shared) {
+    take(call.key, call.keys, shared, true, left);
+    to_across(left.data(), l, d, key_across.data());
+    to_right(numbers.data(), d, 0, l, d, key_right.data());
+    take(call.value, call.keys, shared, false, left);
+    to_across(left.data(), l, d, value_across.data());
+    std::fill(key_sums.begin(), key_sums.end(), 0.0f);
+    std::fill(value_sums.begin(), value_sums.end(), 0.0f);
+    for (int64_t head = shared * group; head < (shared + 1) * group; head++) {
+      take(call.query, call.queries, head, true, query);
+      to_right(numbers.data(), d, 0, l, d, query_right.data());
+      take(call.grad, call.queries, head, false, grad);
+      to_right(numbers.data(), d, 0, l, d, grad_right.data());
+      for (int64_t first = begin / R * R; first < length; first += R) attend_backward(head, first);
+      for (int64_t first = 0; first < length; first += R) {
+        add_products(weights, first, grad_right, value_sums);
+        add_products(scores_grad, first, query_right, key_sums);
+      }
+    }
+    for (int64_t i = 0; i < length; i++) {
+      const int64_t place = own(i) ? tokens[i] : call.tokens + call.repeated[number] + i;
+      rotate(call, tokens[i], -1, &key_sums[i * d]);
+      std::copy_n(&key_sums[i * d], d, call.key_grad + (place * call.keys + shared) * d);
+      std::copy_n(&value_sums[i * d], d, call.value_grad + (place * call.keys + shared) * d);
+    }
+  }
+
+  // Gradients of R queries, of their weights and of their scores.
+  void attend_backward(int64_t head, int64_t first) {
+    const int64_t columns = std::min(filled(first + R), l);
+    scores_of(query, first, key_across, columns, scale, scores.data());
+    scores_of(grad, first, value_across, columns, 1, slopes.data());
+    for (int64_t r = 0; r < R; r++) {
+      float *p = &scores[r * l], *g = &slopes[r * l];
+      const bool counts = own(first + r);  // where it is another row's, that row has its gradient
+      powers(p, columns, counts ? first + r : -1, counts ? call.normaliser[tokens[first + r] * call.queries + head] : 0);
+      Vector along = {};
+      for (int64_t c = 0; c < columns; c += W) along += vector_of(p + c) * vector_of(g + c);
+      const float mean = sum(along);
+      for (int64_t c = 0; c < columns; c += W) *(Vector*)(g + c) = vector_of(p + c) * (vector_of(g + c) - mean) * scale;
+      to_left(g, columns, &few[r * l]);
+    }
+    to_right(scores.data(), l, first, R, columns, weights.data());
+    to_right(slopes.data(), l, first, R, columns, scores_grad.data());
+    for (int64_t c = 0; c < d; c += W) {
+      Vector sums[R];
+      few_times(key_right, columns, c, sums);
+      for (int64_t r = 0; r < R; r++) *(Vector*)&numbers[r * d + c] = sums[r];
+    }
+    for (int64_t r = 0; r < R; r++)
+      if (own(first + r)) {
+        rotate(call, tokens[first + r], -1, &numbers[r * d]);
+        to_left(&numbers[r * d], d, (T*)call.query_grad + (tokens[first + r] * call.queries + head) * d);
+      }
+  }
+
+  // Add products of R columns of a square, from `first`, and (l, d): the queries that see these keys.
+  void add_products(const std::vector<T>& square, int64_t first, const std::vector<T>& x, std::vector<float>& onto) {
+    const int64_t from = std::max(first, begin / R * R), end = (length + R - 1) / R * R;
+    for (int64_t c = 0; c < d; c += W) {
+      Vector sums[R];
+      for (int r = 0; r < R; r++) sums[r] = vector_of(&onto[(first + r) * d + c]);
+      multiply(&square[from * l + first * PAIRED<T>], PAIRED<T>, l * PAIRED<T>, end - from,
+               &x[from * d + c * PAIRED<T>], d, sums);
+      for (int r = 0; r < R; r++) *(Vector*)&onto[(first + r) * d + c] = sums[r];
+    }
+  }
+};
+
+template <class T>
+static void run(const Call& call, bool backward, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    Worker<T> worker(call, backward);
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int64_t row = 0; row < call.rows; row++)
+      for (int64_t shared = 0; shared < call.keys; shared++) {
+        worker.begin_row(row);
+        if (backward)
+          worker.backward(row, shared);
+        else
+          worker.forward(shared);
+      }
+  }
+}
+
+extern "C" {
+
+bool multiplies_bfloat16() { return MULTIPLIES_BFLOAT16; }
+
+void attention_float32(const Call* call, bool backward, int threads) { run<float>(*call, backward, threads); }
+
+void attention_bfloat16(const Call* call, bool backward, int threads) {
+#ifdef __AVX512BF16__
+  run<bfloat16>(*call, backward, threads);
+#endif
+}
+}

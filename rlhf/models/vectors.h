@@ -1,0 +1,118 @@
+// Vectors of float32 as wide as the processor's registers, and factors of matrix products in float32 or bfloat16.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+constexpr bool MULTIPLIES_BFLOAT16 = true;
+#else
+constexpr bool MULTIPLIES_BFLOAT16 = false;
+#endif
+
+#ifdef __AVX512F__
+constexpr int W = 16;  // numbers in a register
+#else
+constexpr int W = 8;
+#endif
+constexpr int R = 8;  // rows of a left factor at a time: their sums stay in registers
+
+typedef float Vector __attribute__((vector_size(4 * W), aligned(4)));
+typedef int32_t Whole __attribute__((vector_size(4 * W), aligned(4)));
+typedef uint16_t Halves __attribute__((vector_size(2 * W), aligned(2)));
+struct bfloat16 { uint16_t bits; };
+
+static inline float sum(Vector x) {
+  for (int width = W / 2; width; width /= 2)
+    for (int i = 0; i < width; i++) x[i] += x[i + width];
+  return x[0];
+}
+
+static inline float largest(Vector x) {
+  for (int width = W / 2; width; width /= 2)
+    for (int i = 0; i < width; i++) x[i] = std::max(x[i], x[i + width]);
+  return x[0];
+}
+
+static inline int64_t filled(int64_t count) { return (count + W - 1) / W * W; }
+
+static inline Vector vector_of(const float* values) { return *(const Vector*)values; }
+static inline Vector vector_of(const bfloat16* values) {
+  return (Vector)(__builtin_convertvector(*(const Halves*)values, Whole) << 16);
+}
+
+static inline void narrow(float value, float* out) { *out = value; }
+static inline void narrow(float value, bfloat16* out) {  // to the nearest, halves to even
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  out->bits = value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+static inline void narrow(Vector values, float* out) { *(Vector*)out = values; }
+#ifdef __AVX512BF16__
+static inline void narrow(Vector values, bfloat16* out) {
+  _mm256_storeu_si256((__m256i*)out, (__m256i)_mm512_cvtneps_pbh((__m512)values));
+}
+#endif
+
+// exp(x) = 2^n exp(r), |r| <= ln 2 / 2, by Taylor's series, for x from -87 to 88 and its ends beyond; 2e-7 off.
+static inline Vector exponential(Vector x) {
+  const Vector low = Vector{} - 87.0f, high = Vector{} + 88.0f;
+  x = x < low ? low : x > high ? high : x;
+  const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number, kept in its low bits
+  const Vector n = shifted - 12582912.0f;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector sum = Vector{} + 1.0f / 5040;
+  for (float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * r + factor;
+  return (Vector)((Whole)sum + ((Whole)shifted << 23));
+}
+
+// The right factor of a product, (k, n): of float32, row by row; of bfloat16, two rows at a time, which lie in pairs.
+template <class T>
+constexpr int PAIRED = 4 / sizeof(T);  // rows that lie together
+
+static inline int64_t place(const float*, int64_t k, int64_t c, int64_t n) { return k * n + c; }
+static inline int64_t place(const bfloat16*, int64_t k, int64_t c, int64_t n) { return (k / 2 * n + c) * 2 + k % 2; }
+
+static inline void store_pair(float* x, int64_t k, int64_t c, int64_t n, Vector even, Vector odd) {
+  *(Vector*)(x + k * n + c) = even;
+  *(Vector*)(x + (k + 1) * n + c) = odd;
+}
+
+// Add R rows of the left factor times W columns of the right one, x (k, n), of which it starts at the first column. The
+// left one's rows lie `row` apart, what is in a row `step` apart (for bfloat16, two by two). `stream`: R more rows follow.
+template <bool stream = false>
+static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k, const float* x, int64_t n,
+                            Vector* sums) {
+  for (int64_t i = 0; i < k; i++) {
+    if (stream && i % 16 == 0)
+      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step);
+    const Vector right = vector_of(x + i * n);
+    for (int r = 0; r < R; r++) sums[r] += w[r * row + i * step] * right;
+  }
+}
+
+#ifdef __AVX512BF16__
+static inline void store_pair(bfloat16* x, int64_t k, int64_t c, int64_t n, Vector even, Vector odd) {
+  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+  const __m512i halves = _mm512_set_epi32(0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009, 0x180008,
+                                          0x170007, 0x160006, 0x150005, 0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
+  _mm512_storeu_si512(x + place(x, k, c, n), _mm512_permutexvar_epi16(halves, both));
+}
+
+template <bool stream = false>
+static inline void multiply(const bfloat16* w, int64_t row, int64_t step, int64_t k, const bfloat16* x, int64_t n,
+                            Vector* sums) {
+  for (int64_t i = 0; i < k / 2; i++) {
+    if (stream && i % 16 == 0)
+      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step);
+    const __m512bh right = (__m512bh)_mm512_loadu_si512(x + 2 * i * n);
+    for (int r = 0; r < R; r++) {
+      int32_t pair;
+      memcpy(&pair, w + r * row + i * step, 4);
+      sums[r] = (Vector)_mm512_dpbf16_ps((__m512)sums[r], right, (__m512bh)_mm512_set1_epi32(pair));
+    }
+  }
+}
+#endif
