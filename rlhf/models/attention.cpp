@@ -263,9 +263,5 @@ bool multiplies_bfloat16() { return MULTIPLIES_BFLOAT16; }
 
 void attention_float32(const Call* call, bool backward, int threads) { run<float>(*call, backward, threads); }
 
-void attention_bfloat16(const Call* call, bool backward, int threads) {
-#ifdef __AVX512BF16__
-  run<bfloat16>(*call, backward, threads);
-#endif
-}
+void attention_bfloat16(const Call* call, bool backward, int threads) { run<bfloat16>(*call, backward, threads); }
 }

@@ -70,7 +70,7 @@ static void attend(const float* query, const T* keys, const T* values, int64_t c
     weights[t] = sum(products) * scale;
     peak = std::max(peak, weights[t]);
   }
-  for (int64_t t = count; t < filled(count); t++) weights[t] = -INFINITY;  // exp makes it 2e-38
+  for (int64_t t = count; t < filled(count); t++) weights[t] = -INFINITY;
   Vector totals = {};
   for (int64_t t = 0; t < count; t += W) totals += *(Vector*)(weights + t) = exponential(vector_of(weights + t) - peak);
   const float total = sum(totals);
@@ -147,9 +147,7 @@ void decode_float32(const Step* s, const Block* blocks, int64_t count, int threa
 }
 
 void decode_bfloat16(const Step* s, const Block* blocks, int64_t count, int threads) {
-#ifdef __AVX512BF16__
   run<bfloat16>(*s, blocks, count, threads);
-#endif
 }
 
 // w (m, k), x (k, n), n a multiple of 16; out (n, m).

@@ -7,7 +7,7 @@ on two cores, shape B of the benchmark: 1.2 million faults an update, a quarter 
 glibc can be told to keep what is freed, but then it finds the gaps too small: torch wants addresses that are multiples
 of 64, for which glibc looks for 96 bytes more than are asked for, and small objects settle in what it cuts off. Shape B
 in float32 needs 2.0 GB like that; with the memory of `freed_memory.cpp`, which large tensors share with nobody, 1.76.
-That is compiled, in two seconds, where `kernels.compile_kernels` is on.
+That is compiled, in two seconds, where `native.compile_kernels` is on.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf.models import kernels, native
+from rlhf.models import native
 
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -27,7 +27,7 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 
 def keep_freed_memory() -> None:
     """Let this process keep what it frees, for good; nothing happens where the C library is not glibc."""
-    if platform.libc_ver()[0] != "glibc" or (kernels.compiling() and _keep_tensors()):
+    if platform.libc_ver()[0] != "glibc" or (native.compiling() and _keep_tensors()):
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_MMAP_MAX, 0)  # large blocks come from the heap as well
@@ -40,7 +40,6 @@ def _keep_tensors() -> bool:
     of_torch = Path(torch.__file__).parent
     library = native.library(
         _SOURCE,
-        "-std=c++20",
         f"-I{of_torch / 'include'}",
         links=[f"-L{of_torch / 'lib'}", "-lc10"],
         otherwise="freed memory is kept by the C library, which needs more of it",

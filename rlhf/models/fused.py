@@ -137,7 +137,7 @@ class _Projections(torch.autograd.Function):
             of_tensors += _tensor_gradients(
                 normed, grads[number], narrows[number], narrow_grads[number], by.scale, needed[4 * number :][:4]
             )
-        x_grad, norm_grad = kernels.rms_norm_backward(normed_grad, x, inverse, norm, x.new_zeros(()))
+        x_grad, norm_grad = kernels.rms_norm_backward(normed_grad, x, inverse, norm, None)
         return x_grad, None, None, None, norm_grad, *_restored(of_tensors, ctx.dtypes)
 
 

@@ -1,6 +1,6 @@
 """Attention of packed rows with compiled code, `attention.cpp`: no padding, no scores in memory, no future tokens.
 
-Compiled where `kernels.compile_kernels` is on, for float32, and for bfloat16 where the processor has AVX-512 BF16. The
+Compiled where `native.compile_kernels` is on, for float32, and for bfloat16 where the processor has AVX-512 BF16. The
 same numbers as those of `attention` up to rounding; in bfloat16 rounded less often. Measured with torch 2.13 on two
 cores with AVX-512 BF16, forward and backward from unturned heads, 9 heads of 64 with 3 of keys, in milliseconds:
 
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.models import kernels, native
+from rlhf.models import native
 from rlhf.models.packed import PackedRows
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
@@ -42,8 +42,7 @@ class _Call(ctypes.Structure):
 @cache
 def _library() -> Any:
     """Compile the code; None, and a warning, if that cannot be done."""
-    # Not linked with OpenMP: its functions come from the library that torch has loaded, and its threads too.
-    library = native.library(_SOURCE, "-fopenmp", "-std=c++20", otherwise="attention goes on with torch's operations")
+    library = native.library(_SOURCE, "-fopenmp", otherwise="attention goes on with torch's operations")
     if library is None:
         return None
     for function in (library.attention_float32, library.attention_bfloat16):
@@ -54,7 +53,7 @@ def _library() -> Any:
 
 def can_run(dtype: torch.dtype, size: int, rows: PackedRows) -> bool:
     """Whether the code, which checks nothing, can run heads of a size, with products in a precision."""
-    if not kernels.compiling() or size % _EVEN or rows.width > LONGEST or rows.lengths.device.type != "cpu":
+    if not native.compiling() or size % _EVEN or rows.width > LONGEST or rows.lengths.device.type != "cpu":
         return False
     if dtype not in (torch.float32, torch.bfloat16) or _library() is None:
         return False

@@ -1,6 +1,6 @@
 """Decoding with compiled code, `decoding.cpp`: a step of torch's operations is a thousand small ones.
 
-Compiled where `kernels.compile_kernels` is on, for Llama's blocks in float32, and in bfloat16 where the processor has
+Compiled where `native.compile_kernels` is on, for Llama's blocks in float32, and in bfloat16 where the processor has
 AVX-512 BF16. The same numbers up to rounding; in bfloat16 rounded less often.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.models import kernels, native
+from rlhf.models import native
 from rlhf.models.fused import FeedForward, Heads, Projection
 from rlhf.models.packed import rounded_up
 
@@ -44,7 +44,6 @@ class _Step(ctypes.Structure):
 @cache
 def _library() -> Any:
     """Compile the code; None, and a warning, if that cannot be done."""
-    # Not linked with OpenMP: its functions come from the library that torch has loaded, and its threads too.
     library = native.library(_SOURCE, "-fopenmp", otherwise="decoding goes on with torch's operations")
     if library is None:
         return None
@@ -57,7 +56,7 @@ def _library() -> Any:
 
 
 def _available() -> bool:
-    return kernels.compiling() and torch.is_inference_mode_enabled() and _library() is not None
+    return native.compiling() and torch.is_inference_mode_enabled() and _library() is not None
 
 
 def _call(name: str, *arguments: Any) -> None:

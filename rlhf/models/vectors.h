@@ -50,22 +50,25 @@ static inline void narrow(float value, bfloat16* out) {  // to the nearest, halv
 }
 
 static inline void narrow(Vector values, float* out) { *(Vector*)out = values; }
-#ifdef __AVX512BF16__
 static inline void narrow(Vector values, bfloat16* out) {
+#ifdef __AVX512BF16__
   _mm256_storeu_si256((__m256i*)out, (__m256i)_mm512_cvtneps_pbh((__m512)values));
-}
+#else
+  for (int j = 0; j < W; j++) narrow(values[j], out + j);
 #endif
+}
 
-// exp(x) = 2^n exp(r), |r| <= ln 2 / 2, by Taylor's series, for x from -87 to 88 and its ends beyond; 2e-7 off.
+// exp(x) = 2^n exp(r), |r| <= ln 2 / 2, by Taylor's series, up to x = 88; 0 below -87; 2e-7 off.
 static inline Vector exponential(Vector x) {
   const Vector low = Vector{} - 87.0f, high = Vector{} + 88.0f;
-  x = x < low ? low : x > high ? high : x;
+  const Whole lost = x < low;
+  x = lost ? low : x > high ? high : x;
   const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number, kept in its low bits
   const Vector n = shifted - 12582912.0f;
   const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
   Vector sum = Vector{} + 1.0f / 5040;
   for (float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * r + factor;
-  return (Vector)((Whole)sum + ((Whole)shifted << 23));
+  return lost ? Vector{} : (Vector)((Whole)sum + ((Whole)shifted << 23));
 }
 
 // The right factor of a product, (k, n): of float32, row by row; of bfloat16, two rows at a time, which lie in pairs.
@@ -93,12 +96,25 @@ static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k
   }
 }
 
-#ifdef __AVX512BF16__
 static inline void store_pair(bfloat16* x, int64_t k, int64_t c, int64_t n, Vector even, Vector odd) {
+#ifdef __AVX512BF16__
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
   const __m512i halves = _mm512_set_epi32(0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009, 0x180008,
                                           0x170007, 0x160006, 0x150005, 0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
   _mm512_storeu_si512(x + place(x, k, c, n), _mm512_permutexvar_epi16(halves, both));
+#else
+  for (int j = 0; j < W; j++) narrow(even[j], x + place(x, k, c + j, n)), narrow(odd[j], x + place(x, k + 1, c + j, n));
+#endif
+}
+
+// The sum and the products of pairs of bfloat16, which are the halves of 32 bits.
+static inline Vector with_products(Vector sum, Whole one, Whole other) {
+#ifdef __AVX512BF16__
+  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)one, (__m512bh)other);
+#else
+  const Whole upper = Whole{} + int32_t(0xffff0000);
+  return sum + (Vector)(one << 16) * (Vector)(other << 16) + (Vector)(one & upper) * (Vector)(other & upper);
+#endif
 }
 
 template <bool stream = false>
@@ -107,12 +123,11 @@ static inline void multiply(const bfloat16* w, int64_t row, int64_t step, int64_
   for (int64_t i = 0; i < k / 2; i++) {
     if (stream && i % 16 == 0)
       for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step);
-    const __m512bh right = (__m512bh)_mm512_loadu_si512(x + 2 * i * n);
+    const Whole right = *(const Whole*)(x + 2 * i * n);
     for (int r = 0; r < R; r++) {
       int32_t pair;
       memcpy(&pair, w + r * row + i * step, 4);
-      sums[r] = (Vector)_mm512_dpbf16_ps((__m512)sums[r], right, (__m512bh)_mm512_set1_epi32(pair));
+      sums[r] = with_products(sums[r], right, Whole{} + pair);
     }
   }
 }
-#endif

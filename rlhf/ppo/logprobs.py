@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf.models import kernels
+from rlhf.models import kernels, native_kernels
 from rlhf.models.rounding import rounded_factors
 from rlhf.ppo import head
 
 TILE = 4096  # tokens of the vocabulary whose logits are made at once, so that the output layer is read once
 ROWS = 1024  # rows for which they are, at most: 16 MiB of logits in float32
+EVEN = 16  # what their number is made a multiple of, for `native_kernels`
 KEPT_ELEMENTS = 40 * 2**20  # exponentials kept for the backward pass; 160 MiB in float32, half of it in bfloat16
 
 
@@ -64,9 +65,9 @@ class _LinearLogprobs(torch.autograd.Function):
             sums.append(part)
             if keep:
                 ctx.kept[number] = powers
-        peaks, totals, chosen = (torch.cat(parts, -1) for parts in zip(*sums, strict=True))  # (n, tiles)
-        normaliser = (peaks + totals.log()).logsumexp(-1, keepdim=True)
-        logprobs = (chosen.gather(-1, targets[:, None] // TILE) - normaliser).squeeze(-1)
+        peaks, totals, chosen = (torch.stack(parts) for parts in zip(*sums, strict=True))  # (tiles, n)
+        normaliser = (peaks + totals.log()).logsumexp(0)
+        logprobs = chosen.gather(0, targets[None] // TILE).squeeze(0) - normaliser
         ctx.save_for_backward(hidden, weight, bias, targets, logprobs, (peaks - normaliser).exp())
         ctx.temperature, ctx.gradient_dtype = temperature, gradient_dtype
         return logprobs
@@ -86,17 +87,17 @@ class _LinearLogprobs(torch.autograd.Function):
                 _, powers = _tile_softmax(
                     hidden, weight, bias, targets, ctx.temperature, ctx.gradient_dtype, tile, keep=True
                 )
-            row_factors = -factors[:, number, None] * scale
+            row_factors = -factors[number, :, None] * scale
             if hidden_grad is not None:
-                hidden_grad.addcmul_(powers @ weight[tile].to(powers.dtype), row_factors)
+                hidden_grad.addcmul_(powers.T @ weight[tile].to(powers.dtype), row_factors)
             if weight_grad is not None:
                 scaled = (hidden * row_factors).to(powers.dtype)
                 if powers.dtype == weight.dtype:
-                    torch.mm(powers.T, scaled, out=weight_grad[tile])  # without a copy
+                    torch.mm(powers, scaled, out=weight_grad[tile])  # without a copy
                 else:
-                    weight_grad[tile] = powers.T @ scaled
+                    weight_grad[tile] = powers @ scaled
             if bias_grad is not None:
-                bias_grad[tile] = (powers.T @ row_factors.to(powers.dtype)).squeeze(-1)
+                bias_grad[tile] = (powers @ row_factors.to(powers.dtype)).squeeze(-1)
         if weight_grad is not None:
             weight_grad.index_add_(0, targets, (hidden * at_target).to(weight.dtype))
         if bias_grad is not None:
@@ -115,19 +116,25 @@ def _tile_softmax(
     """See `kernels.tile_softmax`; behind its sums the exponentials with 0 at the targets, None if they are not kept."""
     logits = _logits(hidden, weight[tile], None if bias is None else bias[tile], gradient_dtype)
     places = targets - tile.start
-    columns = places.clamp(0, logits.shape[1] - 1)
+    rows = places.clamp(0, len(logits) - 1)
     powers = torch.empty_like(logits, dtype=gradient_dtype) if keep else None
-    sums = kernels.tile_softmax(logits, columns, temperature, powers)
+    sums = kernels.tile_softmax(logits, rows, temperature, powers)
     if powers is not None:
-        own = (places == columns).nonzero().squeeze(-1)
-        powers[own, columns[own]] = 0
+        own = (places == rows).nonzero().squeeze(-1)
+        powers[rows[own], own] = 0
     return sums, powers
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_dtype: torch.dtype) -> Tensor:
-    dtype = _compute_dtype(hidden)
-    with rounded_factors(gradient_dtype == torch.bfloat16):
-        return nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    """Logits (tokens of the vocabulary, n)."""
+    dtype, rounded = _compute_dtype(hidden), gradient_dtype == torch.bfloat16
+    hidden = hidden.to(dtype)
+    if rounded and native_kernels.can_multiply(weight, hidden):
+        logits = native_kernels.rounded_product(weight, hidden)
+    else:
+        with rounded_factors(rounded):
+            logits = weight.to(dtype) @ hidden.T
+    return logits if bias is None else logits.add_(bias.to(dtype)[:, None])
 
 
 def _chunk_through_module(
@@ -167,13 +174,15 @@ def token_logprobs(
     layer = head.output_layer(policy)
     with torch.autocast(hidden.device.type, enabled=False):
         if head.is_plain(policy) and not entropy:
+            count, missing = len(hidden), -len(hidden) % EVEN
+            hidden, targets = nn.functional.pad(hidden, (0, 0, 0, missing)), nn.functional.pad(targets, (0, missing))
             parts = list(zip(torch.split(hidden, ROWS), torch.split(targets, ROWS), strict=True))
             room = KEPT_ELEMENTS // max(len(parts), 1) if torch.is_grad_enabled() else 0
             dtype = gradient_dtype or _compute_dtype(hidden)
             logprobs = torch.cat([
                 _LinearLogprobs.apply(h, layer.weight, layer.bias, t, temperature, dtype, room)  # type: ignore[no-untyped-call]
                 for h, t in parts
-            ])  # fmt: skip
+            ])[:count]  # fmt: skip
             return logprobs, torch.zeros_like(logprobs)
         rows = max(1, ROWS * TILE // unwrapped_vocabulary(policy))
         hidden = hidden.to(next(layer.parameters()).dtype)

@@ -15,7 +15,7 @@ from rlhf.errors import ModelError
 from rlhf.models.adapters import wrap
 from rlhf.models.attention import prefer_fast_attention
 from rlhf.models.dropout import disable_dropout
-from rlhf.models.kernels import compile_kernels
+from rlhf.models.native import compile_kernels
 from rlhf.models.precision import round_frozen_matrices, warn_of_slow_bfloat16
 from rlhf.models.shared_trunk import CRITIC, belongs_to
 from rlhf.ppo import head

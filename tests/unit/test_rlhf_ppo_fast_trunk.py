@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from rlhf.errors import ModelError
-from rlhf.models import attention, fast_trunk, kernels
+from rlhf.models import attention, fast_trunk, kernels, native
 from rlhf.models.adapters import wrap
 from rlhf.models.decoding import Decoder
 from rlhf.models.packed import PackedRows
@@ -237,10 +237,10 @@ def test_many_tokens_can_be_read_and_none_is_read_that_nobody_asked_for(
 
 
 def test_compiling_without_a_compiler_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
+    monkeypatch.setattr(native.shutil, "which", lambda _: None)
     with pytest.raises(ModelError, match="compile_kernels needs a C\\+\\+ compiler"):
-        kernels.compile_kernels(True)
-    kernels.compile_kernels(False)
+        native.compile_kernels(True)
+    native.compile_kernels(False)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -276,9 +276,9 @@ def test_compiled_kernels_give_the_same_numbers() -> None:
         return kernels.gated(gate, up), *kernels.rms_norm(gate, up[0], 1e-6, torch.float64), *kept, powers, *dropped
 
     plain = numbers()
-    kernels.compile_kernels(True)
+    native.compile_kernels(True)
     try:
         compiled = numbers()
     finally:
-        kernels.compile_kernels(False)
+        native.compile_kernels(False)
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-12)

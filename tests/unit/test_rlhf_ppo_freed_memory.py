@@ -15,14 +15,14 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only 
 START = """
 import json, os, random, resource, threading
 import torch
-from rlhf.models import kernels
+from rlhf.models import native
 from rlhf.models.freed_memory import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def keep(compiled):
-    kernels.compile_kernels(compiled)
+    native.compile_kernels(compiled)
     keep_freed_memory()
 """
 IN_TURN = """
@@ -120,14 +120,14 @@ def test_other_c_libraries_are_left_alone(monkeypatch, told):
 
 
 def test_the_c_library_keeps_it_where_nothing_is_compiled(monkeypatch, told):
-    monkeypatch.setattr(kernels, "_compiling", False)
+    monkeypatch.setattr(native, "_compiling", False)
     freed_memory.keep_freed_memory()
     assert len(told) == 2
 
 
 @pytest.mark.parametrize("library", [None, SimpleNamespace(keep_freed_tensors=lambda size: False)])
 def test_the_c_library_keeps_it_where_the_other_memory_is_not_to_be_had(monkeypatch, told, library):
-    monkeypatch.setattr(kernels, "_compiling", True)
+    monkeypatch.setattr(native, "_compiling", True)
     monkeypatch.setattr(native, "library", lambda *_, **__: library)
     # Without the cache: whether this process has the other memory already stays as it is.
     monkeypatch.setattr(freed_memory, "_keep_tensors", freed_memory._keep_tensors.__wrapped__)

@@ -10,7 +10,7 @@ from ppo_helpers import tiny, with_lora
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rlhf.models import kernels, native, native_decoding
+from rlhf.models import native, native_decoding
 from rlhf.models.decoding import Decoder
 from rlhf.models.packed import PackedRows
 from rlhf.ppo import head
@@ -48,9 +48,9 @@ MODELS = {
 @pytest.fixture
 def compiled():
     """Kernels are compiled; nothing but decoding is done here, so nothing else is."""
-    kernels.compile_kernels(True)
+    native.compile_kernels(True)
     yield
-    kernels.compile_kernels(False)
+    native.compile_kernels(False)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_in_bfloat16_it_is_as_near_to_the_exact_numbers_as_operations_of_torch(n
     model = MODELS[name]().bfloat16()
     hidden, _ = decoded(model, count)
     assert calls == ["decode_bfloat16"] * 3
-    kernels.compile_kernels(False)
+    native.compile_kernels(False)
     rounded, _ = decoded(model, count)
     exact, _ = decoded(copy.deepcopy(model).double(), count)
     error, others = ((one.double() - exact).square().mean().sqrt().item() for one in (hidden, rounded))
@@ -173,9 +173,9 @@ def test_a_layer_that_the_code_cannot_apply_is_left_to_torch(compiled, calls):
             native_decoding.linear(layer, x.bfloat16())
         with pytest.raises(RuntimeError, match="shapes"):
             native_decoding.linear(layer, x[:, :-1])
-        kernels.compile_kernels(False)
+        native.compile_kernels(False)
         native_decoding.linear(layer, x)
-        kernels.compile_kernels(True)
+        native.compile_kernels(True)
     assert native_decoding.linear(layer, x).requires_grad  # outside of inference mode gradients are owed
     assert calls == []
 
@@ -235,7 +235,7 @@ def test_the_sampler_says_the_same_with_it(batch_size, compiled, calls):
 
     own = said()
     count = len(calls)
-    kernels.compile_kernels(False)
+    native.compile_kernels(False)
     plain = said()
     assert count == len(calls) > 0
     assert set(calls) == {"decode_float32", "product_float32"}
