@@ -1,7 +1,7 @@
 // Causal attention within packed rows, forward and backward, with the rotation before it; see native_attention.py.
 //
-// What lies above the diagonal is not computed, and of the scores only a number for each row is kept: the backward pass
-// makes them again. Factors of products are float32 or bfloat16, sums are float32. A row and a head of keys are the
+// What lies above the diagonal is not computed, and of a row of scores two numbers are kept, with which the backward
+// pass makes it again. Factors of products are float32 or bfloat16, sums are float32. A row and a head of keys are the
 // work of one thread, so results do not depend on how many there are.
 #include <vector>
 
@@ -15,7 +15,7 @@ struct Call {
   const float *cos, *sin;            // (n, d / 2)
   const void *query, *key, *value;   // (n, H d), (n, K d) twice
   void* out;                         // (n, H d)
-  float* normaliser;                 // (n, H) log of the sum of exp(scores)
+  float* softmax;                    // (n, H, 2) the largest score, and 1 / the sum of exp(score - that)
   const void* grad;                  // (n, H d)
   void* query_grad;                  // (n, H d)
   float *key_grad, *value_grad;      // (n + repeats, K d)
@@ -110,6 +110,8 @@ struct Worker {
     length = call.lengths[number], begin = call.begins[number], l = filled(length);
   }
 
+  float* softmax_of(int64_t i, int64_t head) const { return call.softmax + (tokens[i] * call.queries + head) * 2; }
+
   bool own(int64_t i) const { return i >= begin && i < length; }
 
   // A head of x (n, heads, d) as `numbers`, and to the left of a product.
@@ -153,21 +155,21 @@ struct Worker {
   // What R queries find.
   void attend(int64_t head, int64_t first) {
     const int64_t columns = std::min(filled(first + R), l);
-    float inverse[R];
+    float inverses[R];
     scores_of(query, first, key_across, columns, scale, scores.data());
     for (int64_t r = 0; r < R; r++) {
       const float peak = peak_of(&scores[r * l], columns, first + r);
       const float total = powers(&scores[r * l], columns, first + r, peak);
       to_left(&scores[r * l], columns, &few[r * l]);
-      inverse[r] = 1 / total;
-      if (own(first + r)) call.normaliser[tokens[first + r] * call.queries + head] = peak + std::log(total);
+      inverses[r] = 1 / total;
+      if (own(first + r)) softmax_of(first + r, head)[0] = peak, softmax_of(first + r, head)[1] = inverses[r];
     }
     for (int64_t c = 0; c < d; c += W) {
       Vector sums[R];
       few_times(value_right, columns, c, sums);
       for (int64_t r = 0; r < R; r++)
         if (own(first + r))
-          narrow(sums[r] * inverse[r], (T*)call.out + (tokens[first + r] * call.queries + head) * d + c);
+          narrow(sums[r] * inverses[r], (T*)call.out + (tokens[first + r] * call.queries + head) * d + c);
     }
   }
 
@@ -205,10 +207,16 @@ struct Worker {
     scores_of(grad, first, value_across, columns, 1, slopes.data());
     for (int64_t r = 0; r < R; r++) {
       float *p = &scores[r * l], *g = &slopes[r * l];
-      const bool counts = own(first + r);  // where it is another row's, that row has its gradient
-      powers(p, columns, counts ? first + r : -1, counts ? call.normaliser[tokens[first + r] * call.queries + head] : 0);
+      float inverse = 0;
+      if (own(first + r)) {  // if it is another row's, that row has its gradient
+        powers(p, columns, first + r, softmax_of(first + r, head)[0]);
+        inverse = softmax_of(first + r, head)[1];
+      }
       Vector along = {};
-      for (int64_t c = 0; c < columns; c += W) along += vector_of(p + c) * vector_of(g + c);
+      for (int64_t c = 0; c < columns; c += W) {
+        *(Vector*)(p + c) = inverse ? vector_of(p + c) * inverse : Vector{};
+        along += vector_of(p + c) * vector_of(g + c);
+      }
       const float mean = sum(along);
       for (int64_t c = 0; c < columns; c += W) *(Vector*)(g + c) = vector_of(p + c) * (vector_of(g + c) - mean) * scale;
       to_left(g, columns, &few[r * l]);

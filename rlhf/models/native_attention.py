@@ -34,7 +34,7 @@ class _Call(ctypes.Structure):
     _fields_ = [
         *((name, c_int64) for name in ("tokens", "queries", "keys", "size", "rows", "columns")),
         *((name, c_void_p) for name in ("grid", "lengths", "begins", "repeated", "cos", "sin", "query", "key")),
-        *((name, c_void_p) for name in ("value", "out", "normaliser")),
+        *((name, c_void_p) for name in ("value", "out", "softmax")),
         *((name, c_void_p) for name in ("grad", "query_grad", "key_grad", "value_grad")),
     ]
 
@@ -66,10 +66,10 @@ class _NativeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows,
                 size: int) -> Tensor:  # fmt: skip
-        out, normaliser = torch.empty_like(query), cos.new_empty(len(query), query.shape[1] // size)
+        out, softmax = torch.empty_like(query), cos.new_empty(len(query), query.shape[1] // size, 2)
         ctx.rows, ctx.size = rows, size
-        ctx.save_for_backward(query, key, value, cos, sin, normaliser)
-        _run(rows, size, False, query, key, value, cos, sin, normaliser, out=out)
+        ctx.save_for_backward(query, key, value, cos, sin, softmax)
+        _run(rows, size, False, query, key, value, cos, sin, softmax, out=out)
         return out
 
     @staticmethod
@@ -87,10 +87,10 @@ class _NativeAttention(torch.autograd.Function):
 
 
 def _run(rows: PackedRows, size: int, backward: bool, query: Tensor, key: Tensor, value: Tensor, cos: Tensor,
-         sin: Tensor, normaliser: Tensor, **more: Tensor) -> None:  # fmt: skip
+         sin: Tensor, softmax: Tensor, **more: Tensor) -> None:  # fmt: skip
     tensors = {
         "grid": rows.grid, "lengths": rows.lengths, "begins": rows.begins, "repeated": rows.begins_before,
-        "query": query, "key": key, "value": value, "cos": cos, "sin": sin, "normaliser": normaliser, **more,
+        "query": query, "key": key, "value": value, "cos": cos, "sin": sin, "softmax": softmax, **more,
     }  # fmt: skip
     call = _Call(
         tokens=len(query), queries=query.shape[1] // size, keys=key.shape[1] // size, size=size,

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from rlhf.errors import ModelError
-from rlhf.models import attention, fast_trunk, kernels, native
+from rlhf.models import attention, fast_trunk, native
 from rlhf.models.adapters import wrap
 from rlhf.models.decoding import Decoder
 from rlhf.models.packed import PackedRows
@@ -262,23 +262,3 @@ def test_decoding_gives_what_whole_rows_give(name: str) -> None:
             hidden = decoder.step(ids[rows, columns], columns, mask, cache)
             torch.testing.assert_close(hidden, expected[rows, columns], rtol=0, atol=1e-12)
             cache.lengths += 1
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # torch's compiler warns about itself
-def test_compiled_kernels_give_the_same_numbers() -> None:
-    gate, up = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).double()
-
-    def numbers() -> tuple[torch.Tensor, ...]:
-        powers, columns = torch.empty_like(gate), torch.arange(7) % 5
-        kept = kernels.tile_softmax(gate, columns, 0.7, powers)
-        dropped = kernels.tile_softmax(gate, columns, 0.7, None)
-        return kernels.gated(gate, up), *kernels.rms_norm(gate, up[0], 1e-6, torch.float64), *kept, powers, *dropped
-
-    plain = numbers()
-    native.compile_kernels(True)
-    try:
-        compiled = numbers()
-    finally:
-        native.compile_kernels(False)
-    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-12)

@@ -1,7 +1,7 @@
 """Every fault: in the mathematics, in episodes, in sampling, in the trainer's parts, the loop, kernels and memory."""
 
 from ..fault import Fault
-from . import blocks, decoding, episodes, learning, mathematics, memory, sampling, updates
+from . import blocks, compiled, decoding, episodes, learning, mathematics, memory, sampling, updates
 
 FAULTS: tuple[Fault, ...] = (
     *mathematics.FAULTS,
@@ -10,6 +10,7 @@ FAULTS: tuple[Fault, ...] = (
     *learning.FAULTS,
     *updates.FAULTS,
     *blocks.FAULTS,
+    *compiled.FAULTS,
     *decoding.FAULTS,
     *memory.FAULTS,
 )

@@ -10,7 +10,7 @@ _NOT_LAYERS = ("native_decoding::test_a_layer_that_the_code_cannot_apply_is_left
 FAULTS = (
     Fault(
         "first-columns-for-all", "models/decoding.cpp",
-        "const Vector right = *(const Vector*)(x + i * n + c);", "const Vector right = *(const Vector*)(x + i * n);",
+        "k, x + c * PAIRED<T>, n, sums);", "k, x, n, sums);",
         "rows from the 17th on say what the first ones say", _LAYER,
     ),
     Fault(

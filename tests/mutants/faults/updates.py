@@ -37,7 +37,7 @@ FAULTS = (
     ),
     Fault(
         "target-in-two-places", "logprobs.py",
-        "powers[own, columns[own]] = 0", "powers[own, columns[own]] *= 1",
+        "powers[rows[own], own] = 0", "powers[rows[own], own] *= 1",
         "the chosen token's own probability is subtracted twice", _PLAIN_LAYER,
     ),
     Fault(
@@ -47,7 +47,7 @@ FAULTS = (
     ),
     Fault(
         "factors-of-the-first-tile", "logprobs.py",
-        "-factors[:, number, None]", "-factors[:, 0, None]",
+        "-factors[number, :, None]", "-factors[0, :, None]",
         "each part of the vocabulary has another peak", _KEPT,
     ),
     Fault(
@@ -57,7 +57,7 @@ FAULTS = (
     ),
     Fault(
         "token-of-the-first-tile", "logprobs.py",
-        "targets[:, None] // TILE", "targets[:, None] * 0",
+        "targets[None] // TILE", "targets[None] * 0",
         "logits of later tiles are read at the first one's tokens", _SCORED,
     ),
     Fault(

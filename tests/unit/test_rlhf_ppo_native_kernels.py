@@ -1,0 +1,225 @@
+"""Compiled kernels: against the formulas in float64, and where they are left to torch."""
+
+import logging
+import subprocess
+
+import pytest
+import torch
+
+from rlhf.models import kernels, native, native_kernels
+from rlhf.ppo import logprobs
+
+
+@pytest.fixture
+def compiled():
+    native.compile_kernels(True)
+    yield
+    native.compile_kernels(False)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the compiled functions that were called."""
+    made, call = [], native_kernels._call
+
+    def recorded(name, *arguments):
+        made.append(name)
+        call(name, *arguments)
+
+    monkeypatch.setattr(native_kernels, "_call", recorded)
+    return made
+
+
+def bfloat16_here():
+    native.compile_kernels(True)
+    try:
+        return bool(native_kernels._library().multiplies_bfloat16())
+    finally:
+        native.compile_kernels(False)
+
+
+PRECISIONS = [
+    torch.float32,
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(not bfloat16_here(), reason="this processor does not multiply bfloat16"),
+    ),
+]
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}  # of results: bfloat16 has 8 digits
+
+
+def numbers(*shape, spread=1.0):
+    return spread * torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def agree(ours, exact, dtypes):
+    for got, expected, dtype in zip(ours, exact, dtypes, strict=True):
+        assert got.dtype == dtype
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(got.double(), expected, rtol=ROUNDING[dtype], atol=ROUNDING[dtype] * scale / 8)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize(("rows", "size"), [(1, 16), (7, 48), (130, 256)])
+def test_norms(rows, size, dtype, compiled, calls):
+    x, addend, weight = numbers(rows, size, spread=3), numbers(rows, size).to(dtype), numbers(size)
+    wide = x.double(), addend.double(), weight.double(), 1e-5, torch.float64
+    agree(kernels.rms_norm(x, weight, 1e-5, dtype), kernels.rms_norm(wide[0], *wide[2:]), [dtype, torch.float32])
+    ours = kernels.add_rms_norm(x, addend, weight, 1e-5, dtype)
+    agree(ours, kernels.add_rms_norm(*wide), [torch.float32, dtype, torch.float32])
+    assert calls == ["rms_norm"] * 2
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize(("rows", "size"), [(1, 16), (64, 32), (65, 48), (130, 256)])
+def test_gradients_of_norms(rows, size, residual, dtype, compiled, calls):
+    x, weight, grad = numbers(rows, size, spread=3), numbers(size), numbers(rows, size).to(dtype)
+    inverse = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    straight = numbers(rows, size, spread=2) if residual else None
+    ours = kernels.rms_norm_backward(grad, x, inverse, weight, straight)
+    wide = [None if part is None else part.double() for part in (grad, x, inverse, weight, straight)]
+    agree(ours, kernels.rms_norm_backward(*wide), [torch.float32] * 2)
+    assert calls == ["rms_norm_backward"]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("spread", [1.0, 40.0])  # 40: sigmoids of 0 and 1
+def test_gates(spread, dtype, compiled, calls):
+    gate, up, grad = (numbers(5, size, spread=by).to(dtype)[:, :48].contiguous()
+                      for size, by in ((48, spread), (49, 1.0), (50, 1.0)))  # fmt: skip
+    wide = grad.double(), gate.double(), up.double()
+    agree([kernels.gated(gate, up)], [kernels.gated(*wide[1:])], [dtype])
+    agree(kernels.gated_backward(grad, gate, up), kernels.gated_backward(*wide), [dtype] * 3)
+    assert calls == ["gated", "gated_backward"]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("vocabulary", [1, 64, 65, 300])
+def test_softmax_of_a_tile(vocabulary, dtype, compiled, calls):
+    logits, rows = numbers(vocabulary, 32, spread=20), torch.arange(32) % vocabulary
+    logits[:, 3] = -torch.inf  # every token is banned
+    logits[0, 5:7] = -torch.inf
+    powers, exact = torch.empty_like(logits, dtype=dtype), torch.empty_like(logits, dtype=torch.float64)
+    ours = kernels.tile_softmax(logits, rows, 0.7, powers)
+    expected = kernels.tile_softmax(logits.double(), rows, 0.7, exact)
+    banned = expected[0] == torch.finfo(torch.float64).min
+    assert banned.tolist() == [column == 3 or (vocabulary == 1 and column in (5, 6)) for column in range(32)]
+    for got, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got.double()[~banned], other[~banned], rtol=1e-5, atol=1e-5)
+    assert (ours[0][banned] == torch.finfo(torch.float32).min).all()
+    assert (ours[1][banned] == 0).all()
+    torch.testing.assert_close(powers.double(), exact, rtol=2 * ROUNDING[dtype] + 2e-5, atol=1e-30)
+    assert (powers[logits == -torch.inf] == 0).all()
+    without = kernels.tile_softmax(logits, rows, 0.7, None)
+    assert all(torch.equal(one, other) for one, other in zip(without, ours, strict=True))
+    assert calls == ["peaks", "powers"] * 2
+
+
+def test_what_is_not_a_number_stays_so(compiled):
+    logits = numbers(70, 16)
+    logits[66, 2] = torch.nan
+    total = kernels.tile_softmax(logits, torch.zeros(16, dtype=torch.long), 1.0, None)[1]
+    assert total.isnan().tolist() == [column == 2 for column in range(16)]
+
+
+@pytest.mark.skipif(not bfloat16_here(), reason="this processor does not multiply bfloat16")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("vocabulary", "rows", "size"), [(1, 16, 16), (8, 32, 48), (77, 48, 256)])
+def test_products_round_their_factors_alone(vocabulary, rows, size, dtype, compiled):
+    weight, x = numbers(vocabulary, size).to(dtype), numbers(rows, size)
+    assert native_kernels.can_multiply(weight, x)
+    result = native_kernels.rounded_product(weight, x)
+    exact = weight.bfloat16().double() @ x.bfloat16().double().T
+    torch.testing.assert_close(result.double(), exact, rtol=0, atol=2e-6 * size**0.5)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("room", [0, 10**9])  # of exponentials that are kept for the backward pass
+def test_logprobs_and_their_gradients_are_those_of_float64(room, dtype, compiled, calls, monkeypatch):
+    monkeypatch.setattr(logprobs, "TILE", 48)
+    monkeypatch.setattr(logprobs, "ROWS", 32)
+    monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", room)
+    layer = torch.nn.Linear(64, 150)
+    policy = torch.nn.Module()
+    policy.config = type("Config", (), {"vocab_size": 150})()
+    policy.get_output_embeddings = lambda: layer
+    hidden, targets = numbers(37, 64).requires_grad_(), torch.arange(37) * 4
+    upstream = numbers(37)
+
+    def results(layer, hidden, dtype):
+        own = logprobs.token_logprobs(policy, hidden, targets, 0.7, gradient_dtype=dtype)[0]
+        return [own, *torch.autograd.grad(own, [hidden, layer.weight, layer.bias], upstream.to(own.dtype))]
+
+    ours = results(layer, hidden, dtype)
+    assert "powers" in calls
+    assert ("rounded_product" in calls) == (dtype == torch.bfloat16)
+    calls.clear()
+    layer.double()
+    exact = results(layer, hidden.detach().double().requires_grad_(), torch.float64)
+    assert calls == []
+    for got, expected in zip(ours, exact, strict=True):
+        near = 1e-5 if dtype == torch.float32 else 1e-2
+        assert (got.double() - expected).norm() <= near * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param(lambda: numbers(4, 32).double(), id="float64"),
+        pytest.param(lambda: numbers(4, 17), id="not of sixteens"),
+        pytest.param(lambda: numbers(32, 32).T, id="with gaps"),
+        pytest.param(lambda: numbers(4, 32).to("meta"), id="elsewhere"),
+    ],
+)
+def test_what_the_code_cannot_run_is_left_to_torch(tensor, compiled, calls):
+    plain = numbers(4, 32)
+    assert native_kernels.can_run(torch.float32, factors=[plain], others=[plain])
+    assert not native_kernels.can_run(torch.float32, factors=[plain, tensor()])
+    assert not native_kernels.can_run(torch.float32, others=[tensor(), plain])
+    x, weight = tensor(), torch.ones(1).to(tensor())
+    assert kernels.rms_norm(x, weight, 1e-6, x.dtype)[0].shape == x.shape
+    assert kernels.gated(x, x).shape == x.shape
+    assert calls == []
+
+
+def test_precisions_are_not_mixed_up(compiled):
+    plain, rounded = numbers(4, 32), numbers(4, 32).bfloat16()
+    assert not native_kernels.can_run(torch.float32, factors=[rounded])
+    assert not native_kernels.can_run(torch.bfloat16, factors=[plain])
+    assert not native_kernels.can_run(torch.bfloat16, factors=[rounded], others=[rounded])
+    assert not native_kernels.can_run(torch.float16, factors=[plain.half()])
+    assert not native_kernels.can_multiply(plain, numbers(5, 32))  # rows of x come in sixteens
+    assert not native_kernels.can_multiply(plain, numbers(16, 32).double())
+
+
+def test_bfloat16_is_left_to_torch_where_the_processor_does_not_multiply_it(compiled, monkeypatch):
+    class Library:
+        def multiplies_bfloat16(self):
+            return False
+
+    monkeypatch.setattr(native_kernels, "_library", Library)
+    plain, rounded = numbers(16, 32), numbers(16, 32).bfloat16()
+    assert native_kernels.can_run(torch.float32, factors=[plain])
+    assert not native_kernels.can_run(torch.bfloat16, factors=[rounded])
+    assert not native_kernels.can_multiply(plain, plain)
+
+
+def test_nothing_is_compiled_unless_it_is_wanted(calls):
+    kernels.gated(numbers(4, 32), numbers(4, 32))
+    kernels.tile_softmax(numbers(4, 32), torch.zeros(32, dtype=torch.long), 1.0, None)
+    assert calls == []
+
+
+def test_a_compiler_that_fails_costs_speed_alone(compiled, monkeypatch, caplog):
+    def fails(command, **options):
+        raise subprocess.CalledProcessError(1, command, stderr="unrecognised option -fopenmp")
+
+    native_kernels._library.cache_clear()
+    monkeypatch.setattr(native.subprocess, "run", fails)
+    gate, up = numbers(4, 32), numbers(4, 32)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(kernels.gated(gate, up), torch.nn.functional.silu(gate) * up)
+        kernels.gated(gate, up)
+    native_kernels._library.cache_clear()
+    assert ["unrecognised option -fopenmp" in record.message for record in caplog.records] == [True]
