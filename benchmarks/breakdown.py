@@ -13,13 +13,19 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.shapes import Shape, build
 from benchmarks.trainers import PHASES, Mode, shape_options, train
-from rlhf.models import native_decoding
+from rlhf.models import native_decoding, native_kernels
 from rlhf.ppo import PPOTrainer
 
 KINDS = ("products", "attention", "other")
-_DECODING = "compiled decoding"  # of models/native_decoding.py: mostly products, which the profiler would not see
-_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", _DECODING)
-_ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data")  # of models/attention.py
+_COMPILED = "compiled "  # before the name of a C++ function, which the profiler would not see
+# Compiled decoding is mostly products.
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", *(
+    _COMPILED + name for name in ("decode_float32", "decode_bfloat16", "product_float32", "rounded_product")
+))  # fmt: skip
+_ATTENTION = (  # of models/attention.py and models/native_attention.py
+    "aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data",
+    "_NativeAttention", "_NativeAttentionBackward",
+)  # fmt: skip
 
 Seconds = dict[str, dict[str, float]]
 
@@ -36,7 +42,8 @@ def breakdown(mode: Mode, shape: Shape) -> Seconds:
     taken: Seconds = {}
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
-        stack.enter_context(_decoding_named())
+        for module in (native_decoding, native_kernels):
+            stack.enter_context(_calls_named(module))
         for phase in PHASES:
             stack.enter_context(_second_call_profiled(phase, taken))
         train(mode, build(shape, None), shape_options(shape, 2))
@@ -44,14 +51,14 @@ def breakdown(mode: Mode, shape: Shape) -> Seconds:
 
 
 @contextmanager
-def _decoding_named() -> Iterator[None]:
-    call = native_decoding._call
+def _calls_named(module: Any) -> Iterator[None]:
+    call = module._call
 
-    def named(*arguments: Any) -> None:
-        with record_function(_DECODING):
-            call(*arguments)
+    def named(name: str, *arguments: Any) -> None:
+        with record_function(_COMPILED + name):
+            call(name, *arguments)
 
-    with mock.patch.object(native_decoding, "_call", named):
+    with mock.patch.object(module, "_call", named):
         yield
 
 

@@ -20,7 +20,6 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -81,9 +80,7 @@ def learn(task: str, mode: str, seed: int, iterations: int | None = None) -> Cur
     """Train once, and return what each iteration got."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        records = train(
-            replace(MODES[mode], compiled=False), TASKS[task].roles(seed), TASKS[task].all_options(seed, iterations)
-        )
+        records = train(MODES[mode], TASKS[task].roles(seed), TASKS[task].all_options(seed, iterations))
     return {name: [round(record[name], 5) for record in records] for name in ("reward", "score", "kl")}
 
 

@@ -74,7 +74,7 @@ def _llama(vocabulary: int, *, layers: int, hidden_size: int) -> LlamaConfig:
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
         num_hidden_layers=layers,
-        num_attention_heads=hidden_size // 16,
+        num_attention_heads=max(1, hidden_size // 32),  # of 32, as compiled attention has them
         max_position_embeddings=128,
         pad_token_id=None,
         eos_token_id=None,

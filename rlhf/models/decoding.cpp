@@ -125,7 +125,8 @@ static void block(const Step& s, const Block& b) {
   rms_norm<T>(s, b.second_norm, b.second_epsilon);
   product((const T*)b.gate, s.inner, s.hidden, (const T*)s.normed, s.n, [&](int64_t r, int64_t c, Vector* gates) {
     Vector ups[R] = {};
-    multiply<true>((const T*)b.up + r * s.hidden, s.hidden, PAIRED<T>, s.hidden, (const T*)s.normed + c * PAIRED<T>, s.n, ups);
+    multiply<true>((const T*)b.up + r * s.hidden, s.hidden, PAIRED<T>, s.hidden, (const T*)s.normed + c * PAIRED<T>,
+                   s.n, ups);
     for (int i = 0; i < R; i++) gates[i] *= ups[i] / (1.0f + exponential(-gates[i]));
     for (int i = 0; i < R; i += 2) store_pair((T*)s.gated, r + i, c, s.n, gates[i], gates[i + 1]);
   });

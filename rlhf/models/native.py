@@ -1,13 +1,19 @@
 """C++ that lies beside a module: whether to use it, compiling it, and loading it into the process."""
 
+import atexit
 import ctypes
+import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+
+import torch
 
 from rlhf.errors import ModelError
 
@@ -15,16 +21,19 @@ logger = logging.getLogger(__name__)
 _compiling = False
 
 
-def compile_kernels(enabled: bool) -> None:
-    """Choose whether C++ is compiled where it is first needed, which takes a second or two for each file.
+def compile_kernels(enabled: bool | None) -> None:
+    """Choose whether C++ is compiled where it is first needed, in seconds, and kept for later processes.
+
+    Args:
+        enabled: None: where there is a C++ compiler.
 
     Raises:
-        ModelError: If there is no C++ compiler.
+        ModelError: There is none, and it was asked for.
     """
     global _compiling
-    if enabled:
-        _compiler()
-    _compiling = enabled
+    if enabled and _compiler() is None:
+        raise ModelError("compile_kernels needs a C++ compiler: install g++ (or name one in CXX), or set it to false")
+    _compiling = _compiler() is not None if enabled is None else enabled
 
 
 def compiling() -> bool:
@@ -32,15 +41,13 @@ def compiling() -> bool:
     return _compiling
 
 
-def _compiler() -> str:
-    for name in (os.environ.get("CXX", "c++"), "g++", "clang++"):
-        if found := shutil.which(name):
-            return found
-    raise ModelError("compile_kernels needs a C++ compiler: install g++ (or name one in CXX), or set it to false")
+def _compiler() -> str | None:
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    return next((found for name in names if (found := shutil.which(name))), None)
 
 
 def library(source: Path, *options: str, links: Sequence[str] = (), otherwise: str) -> ctypes.CDLL | None:
-    """Compile a file for this processor and load it; None, and a warning, if that cannot be done.
+    """Compile a file for this processor, unless that has been done before, and load it.
 
     Args:
         source: The file.
@@ -49,21 +56,56 @@ def library(source: Path, *options: str, links: Sequence[str] = (), otherwise: s
         links: Options of the linker: the libraries that it needs, besides those that torch shows to everybody.
         otherwise: What happens without the library, for the warning.
 
-    Raises:
-        ModelError: There is no C++ compiler.
+    Returns:
+        None, behind a warning, if it cannot be compiled or loaded.
     """
-    compiler = _compiler()
-    with tempfile.TemporaryDirectory() as folder:
-        compiled, linked = Path(folder) / f"{source.stem}.o", Path(folder) / f"{source.stem}.so"
-        try:
-            _run(compiler, "-O3", "-march=native", "-std=c++20", "-fPIC", *options, "-c", source, "-o", compiled)
-            _run(compiler, "-shared", compiled, "-o", linked, *links)
-            return ctypes.CDLL(str(linked))
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = getattr(error, "stderr", None) or str(error)
-            logger.warning("%s, because %s does not compile: %s", otherwise, source.name, reason)
-            return None
+    compiler = str(_compiler())
+    command = [compiler, "-O3", "-march=native", "-std=c++20", "-fPIC", *options]
+    try:
+        made = _folder() / f"{source.stem}-{_fingerprint(source, [*command, *links])}.so"
+        if not made.exists():
+            with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+                compiled, linked = Path(folder) / f"{source.stem}.o", Path(folder) / made.name
+                _run(*command, "-c", source, "-o", compiled)
+                _run(compiler, "-shared", compiled, "-o", linked, *links)
+                linked.replace(made)  # at once: other processes see all of it or nothing
+        return ctypes.CDLL(str(made))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        logger.warning("%s, because %s does not compile: %s", otherwise, source.name, reason)
+        return None
 
 
-def _run(*command: str | Path) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def _run(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _fingerprint(source: Path, command: Sequence[str]) -> str:
+    """Tell apart what may not be exchanged: sources, commands, compilers, torch's versions, processors."""
+    texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
+    facts = [*texts, *command, _run(command[0], "--version"), torch.__version__, _processor()]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
+    telling = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return " ".join([platform.machine(), platform.processor(), *telling])
+
+
+def _folder() -> Path:
+    """Where compiled files are kept: in the user's cache, or if nothing can be kept there, as long as this process."""
+    try:
+        cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf"
+        cached.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or none to write to
+        return _temporary_folder()
+    return cached if os.access(cached, os.W_OK) else _temporary_folder()
+
+
+@cache
+def _temporary_folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="rlhf-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

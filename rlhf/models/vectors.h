@@ -83,8 +83,9 @@ static inline void store_pair(float* x, int64_t k, int64_t c, int64_t n, Vector 
   *(Vector*)(x + (k + 1) * n + c) = odd;
 }
 
-// Add R rows of the left factor times W columns of the right one, x (k, n), of which it starts at the first column. The
-// left one's rows lie `row` apart, what is in a row `step` apart (for bfloat16, two by two). `stream`: R more rows follow.
+// Add the product of R rows of the left factor and W columns of the right one, x (k, n), which begins at the first of
+// them. The left one's rows lie `row` apart, and what meets a row of the right one, or a pair of them, `step` apart.
+// With `stream` the next R rows are fetched in the meantime.
 template <bool stream = false>
 static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k, const float* x, int64_t n,
                             Vector* sums) {
@@ -99,11 +100,15 @@ static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k
 static inline void store_pair(bfloat16* x, int64_t k, int64_t c, int64_t n, Vector even, Vector odd) {
 #ifdef __AVX512BF16__
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-  const __m512i halves = _mm512_set_epi32(0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009, 0x180008,
-                                          0x170007, 0x160006, 0x150005, 0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
+  const __m512i halves = _mm512_set_epi32(
+      0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009, 0x180008, 0x170007, 0x160006, 0x150005,
+      0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
   _mm512_storeu_si512(x + place(x, k, c, n), _mm512_permutexvar_epi16(halves, both));
 #else
-  for (int j = 0; j < W; j++) narrow(even[j], x + place(x, k, c + j, n)), narrow(odd[j], x + place(x, k + 1, c + j, n));
+  for (int j = 0; j < W; j++) {
+    narrow(even[j], x + place(x, k, c + j, n));
+    narrow(odd[j], x + place(x, k + 1, c + j, n));
+  }
 #endif
 }
 

@@ -32,7 +32,9 @@ class PPOConfig(TrlPPOConfig):  # type: ignore[misc]
     microbatch_tokens: int | None = _option(
         None, "Tokens of one forward and backward pass, padding included; default: per_device_train_batch_size rows."
     )
-    compile_kernels: bool = _option(False, "On a CPU, compile what stands between the matrix products.")
+    compile_kernels: bool | None = _option(
+        None, "On a CPU, run attention, norms, gates, softmax and decoding in C++; default: where there is a compiler."
+    )
     kl_controller: str = _option("fixed", "fixed or adaptive.")
     kl_target: float = _option(6.0, "Adaptive: KL to hold, in nats per episode.")
     kl_horizon: int = _option(10_000, "Adaptive: episodes over which the coefficient reacts.")

@@ -106,7 +106,8 @@ def _run_pytest(root: str, tests: list[str], output: str) -> None:
     sys.path.insert(0, root)
     # A fault may be written within the second of the file it replaces: cached bytecode would hide it.
     sys.dont_write_bytecode = True
-    os.environ |= {"PYTHONPATH": root, "COLUMNS": "500"}  # pytest cuts its summary to the width of the terminal
+    # pytest cuts its summary to the width of the terminal; faulty C++ stays with the copy when it is compiled.
+    os.environ |= {"PYTHONPATH": root, "COLUMNS": "500", "XDG_CACHE_HOME": f"{root}/.cache"}
     # pytest would complain that it cannot rewrite the assertions of a library that is in memory already.
     options = [
         "-x",

@@ -18,8 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from rlhf.errors import ModelError
-from rlhf.models import attention, fast_trunk, native
+from rlhf.models import attention, fast_trunk
 from rlhf.models.adapters import wrap
 from rlhf.models.decoding import Decoder
 from rlhf.models.packed import PackedRows
@@ -234,13 +233,6 @@ def test_many_tokens_can_be_read_and_none_is_read_that_nobody_asked_for(
     own, plain = gradients(model, ours), gradients(model, theirs)
     for parameter, expected in plain.items():
         torch.testing.assert_close(own[parameter], expected, rtol=1e-9, atol=1e-11)
-
-
-def test_compiling_without_a_compiler_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native.shutil, "which", lambda _: None)
-    with pytest.raises(ModelError, match="compile_kernels needs a C\\+\\+ compiler"):
-        native.compile_kernels(True)
-    native.compile_kernels(False)
 
 
 @pytest.mark.parametrize("name", MODELS)

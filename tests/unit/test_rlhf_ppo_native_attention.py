@@ -25,8 +25,6 @@ SHAPES = {  # lengths of rows, tokens that all begin with, heads, heads of keys,
 @pytest.fixture
 def compiled():
     native.compile_kernels(True)
-    yield
-    native.compile_kernels(False)
 
 
 def bfloat16_here():

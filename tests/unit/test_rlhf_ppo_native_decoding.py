@@ -49,8 +49,6 @@ MODELS = {
 def compiled():
     """Kernels are compiled; nothing but decoding is done here, so nothing else is."""
     native.compile_kernels(True)
-    yield
-    native.compile_kernels(False)
 
 
 @pytest.fixture

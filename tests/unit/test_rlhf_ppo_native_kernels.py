@@ -13,8 +13,6 @@ from rlhf.ppo import logprobs
 @pytest.fixture
 def compiled():
     native.compile_kernels(True)
-    yield
-    native.compile_kernels(False)
 
 
 @pytest.fixture
