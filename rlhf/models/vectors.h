@@ -85,13 +85,13 @@ static inline void store_pair(float* x, int64_t k, int64_t c, int64_t n, Vector 
 
 // Add the product of R rows of the left factor and W columns of the right one, x (k, n), which begins at the first of
 // them. The left one's rows lie `row` apart, and what meets a row of the right one, or a pair of them, `step` apart.
-// With `stream` the next R rows are fetched in the meantime.
+// With `stream` the next R rows are fetched in the meantime, from memory to the second cache: the first one is full.
 template <bool stream = false>
 static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k, const float* x, int64_t n,
                             Vector* sums) {
   for (int64_t i = 0; i < k; i++) {
     if (stream && i % 16 == 0)
-      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step);
+      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step, 0, 2);
     const Vector right = vector_of(x + i * n);
     for (int r = 0; r < R; r++) sums[r] += w[r * row + i * step] * right;
   }
@@ -127,7 +127,7 @@ static inline void multiply(const bfloat16* w, int64_t row, int64_t step, int64_
                             Vector* sums) {
   for (int64_t i = 0; i < k / 2; i++) {
     if (stream && i % 16 == 0)
-      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step);
+      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step, 0, 2);
     const Whole right = *(const Whole*)(x + 2 * i * n);
     for (int r = 0; r < R; r++) {
       int32_t pair;

@@ -17,7 +17,7 @@ FILES = {
     "masked", "metrics", "noise", "rollout", "rollout_policy", "sampler", "scoring", "setup", "token_dataset",
     "token_rewards", "trainer", "update", "models/attention", "models/fast_trunk", "models/fused",
     "models/kernels", "models/packed", "models/decoding", "models/precision",
-    "models/products", "models/native_attention", "models/native_decoding", "models/native_kernels",
+    "models/products", "models/native_attention", "models/native_decoding", "models/native_kernels", "models/native",
     "models/freed_memory", "models/vectors",
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ _GATES = ("native_kernels::test_gates",)
 _SOFTMAX = ("native_kernels::test_softmax_of_a_tile",)
 _NOT_ATTENTION = ("native_attention::test_what_the_code_cannot_run_is_left_to_torch",)
 _NOT_KERNELS = ("native_kernels::test_what_the_code_cannot_run_is_left_to_torch",)
+_FINGERPRINT = ("native::test_what_could_differ_is_compiled_again",)
 _PRECISIONS = ("native_kernels::test_precisions_are_not_mixed_up",)
 
 FAULTS = (
@@ -237,6 +238,38 @@ FAULTS = (
         "",
         "numbers are read in halves",
         _PRECISIONS,
+    ),
+    Fault(
+        "compiled-from-older-headers",
+        "models/native.py",
+        'for file in (source, *sorted(source.parent.glob("*.h")))',
+        "for file in (source,)",
+        "a change of what files share changes nothing",
+        _FINGERPRINT,
+    ),
+    Fault(
+        "compiled-for-another-processor",
+        "models/native.py",
+        ", _processor()]",
+        "]",
+        "a home on several machines holds instructions that some of them do not have",
+        _FINGERPRINT,
+    ),
+    Fault(
+        "compiled-every-time",
+        "models/native.py",
+        "if not made.exists():",
+        "if True:",
+        "every start takes seconds more",
+        ("native::test_a_file_is_compiled_once",),
+    ),
+    Fault(
+        "compiled-by-order-alone",
+        "models/native.py",
+        "_compiler() is not None if enabled is None else enabled",
+        "bool(enabled)",
+        "a trainer is slow until somebody reads about the option",
+        ("native::test_it_is_the_default_where_there_is_a_compiler",),
     ),
     Fault(
         "rows-of-products-in-any-number",
