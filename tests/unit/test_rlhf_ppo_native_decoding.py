@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import subprocess
 
 import pytest
 import torch
@@ -209,18 +208,15 @@ def test_adapters_on_queries_keys_and_values_are_merged(compiled, calls):
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=3e-5)
 
 
-def test_a_compiler_that_fails_costs_speed_alone(compiled, monkeypatch, caplog):
-    def fails(command, **options):
-        raise subprocess.CalledProcessError(1, command, stderr="unrecognised option -fopenmp")
-
-    native_decoding._library.cache_clear()
-    monkeypatch.setattr(native.subprocess, "run", fails)
+def test_a_compiler_that_fails_costs_speed_alone(failing_compiler, caplog):
     layer, x = nn.Linear(20, 16), numbers(8, 20)
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         assert torch.equal(native_decoding.linear(layer, x), layer(x))
         decoded(llama(), 3)
-    native_decoding._library.cache_clear()
-    assert ["unrecognised option -fopenmp" in record.message for record in caplog.records] == [True]
+    assert all("unrecognised option -fopenmp" in message for message in caplog.messages)
+    assert [message.startswith("decoding goes on with torch's operations") for message in caplog.messages].count(
+        True
+    ) == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
