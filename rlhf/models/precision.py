@@ -66,10 +66,12 @@ def round_frozen_matrices(model: Any) -> None:
     what stands behind the trunk (the output layer, a reward model's head) keep their precision.
 
     Args:
-        model: A transformers model, with adapters or without; changed in place.
+        model: A transformers model, with adapters or without; changed in place. TRL's trainer also takes reward models
+            whose trunk is a function: that has no matrices to store.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for module in getattr(base, base.base_model_prefix).modules():
+    trunk = getattr(base, base.base_model_prefix)
+    for module in trunk.modules() if isinstance(trunk, nn.Module) else ():
         if isinstance(module, (nn.Linear, Conv1D)) and not module.weight.requires_grad:
             module.weight.data = module.weight.data.to(torch.bfloat16)
     for parameter in base.parameters():

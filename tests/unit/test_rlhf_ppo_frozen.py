@@ -97,3 +97,19 @@ def test_a_reward_model_on_the_policys_trunk_freezes_nothing_of_it(tmp_path: Pat
     make_trainer(tmp_path, policy, bf16=True, reward_model=reward, train_dataset=prompts([[3, 4]]))
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in policy.parameters())
     assert not reward.score.weight.requires_grad
+
+
+def test_a_reward_model_whose_trunk_is_a_function_is_left_as_it_is() -> None:
+    class Words(torch.nn.Module):
+        base_model_prefix = "model"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.score = torch.nn.Linear(1, 1).requires_grad_(False)
+
+        def model(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return input_ids
+
+    model = Words()
+    round_frozen_matrices(model)
+    assert model.score.weight.dtype == torch.float32
