@@ -25,6 +25,7 @@ from benchmarks.cost import weights_of
 from benchmarks.machine import describe
 from benchmarks.shapes import Shape, build
 from benchmarks.trainers import MODES, PHASES, shape_options, train
+from rlhf.models.packed import rounded_up
 
 RESULTS = Path(__file__).with_name("scaling.json")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -38,7 +39,8 @@ AXES = {
     "episodes": [replace(BASE, episodes=n) for n in (4, 8, 16, 32, 64, 128)],
     "response tokens": [replace(BASE, response_tokens=n) for n in (8, 16, 32, 64, 128, 256, 512)],
     "weights": [
-        replace(BASE, hidden_size=width, intermediate_size=width * 8 // 3, layers=layers) for width, layers in WIDTHS
+        replace(BASE, hidden_size=width, intermediate_size=rounded_up(width * 8 // 3, 16), layers=layers)
+        for width, layers in WIDTHS
     ],
 }
 LARGEST = 3  # points of an axis, from its end, to which the second slope is fitted
