@@ -32,7 +32,6 @@ class Mode:
         eager: TRL's: plain attention, which avoids torch's slow backward pass of bfloat16 attention on CPUs.
         bf16: Ours: bfloat16 with float32 masters.
         critic: Ours: separate, as TRL's is, or shared.
-        compiled: Ours: whether kernels are compiled, in the first iteration.
     """
 
     stock: bool = False
@@ -41,7 +40,6 @@ class Mode:
     eager: bool = False
     bf16: bool = False
     critic: str = "separate"
-    compiled: bool = False
 
     @property
     def in_bfloat16(self) -> bool:
@@ -51,10 +49,10 @@ class Mode:
 
 MODES = {  # in the order of measurement: what is compared stands side by side
     "trl_fp32": Mode(stock=True),
-    "fp32": Mode(compiled=True),
+    "fp32": Mode(),
     "trl_autocast_eager": Mode(stock=True, autocast=True, eager=True),
-    "bf16": Mode(bf16=True, compiled=True),
-    "best": Mode(bf16=multiplies_bfloat16(), critic="shared", compiled=True),
+    "bf16": Mode(bf16=True),
+    "best": Mode(bf16=multiplies_bfloat16(), critic="shared"),
     "trl_autocast": Mode(stock=True, autocast=True),
     "trl_bf16_eager": Mode(stock=True, bf16_weights=True, eager=True),
 }
@@ -133,7 +131,7 @@ def _train_ours(mode: Mode, roles: Roles, options: dict[str, Any], records: list
         records.append({name: iteration.metrics[f"ppo/{name}"] for name in names} | {"response_tokens": tokens})
 
     trainer = PPOTrainer(
-        args=PPOConfig(**options, bf16=mode.bf16, critic=mode.critic, compile_kernels=mode.compiled),
+        args=PPOConfig(**options, bf16=mode.bf16, critic=mode.critic, compile_kernels=True),
         value_model=None if mode.critic == "shared" else roles.critic,
         on_iteration=record,
         **_given(roles),

@@ -267,8 +267,6 @@ static void run(const Call& call, bool backward, int threads) {
 
 extern "C" {
 
-bool multiplies_bfloat16() { return MULTIPLIES_BFLOAT16; }
-
 void attention_float32(const Call* call, bool backward, int threads) { run<float>(*call, backward, threads); }
 
 void attention_bfloat16(const Call* call, bool backward, int threads) { run<bfloat16>(*call, backward, threads); }

@@ -141,8 +141,6 @@ static void run(const Step& s, const Block* blocks, int64_t count, int threads) 
 
 extern "C" {
 
-bool multiplies_bfloat16() { return MULTIPLIES_BFLOAT16; }
-
 void decode_float32(const Step* s, const Block* blocks, int64_t count, int threads) {
   run<float>(*s, blocks, count, threads);
 }

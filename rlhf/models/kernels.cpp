@@ -6,8 +6,6 @@
 
 #include "vectors.h"
 
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // x (n, D), then addend (n, D) or null, which is added to x in `total`; normed (n, D), inverse (n,).
 template <class T>
 static void norm(const float* x, const T* addend, const float* weight, float epsilon, float* total, T* normed,
@@ -35,7 +33,7 @@ static void norm_backward(const T* grad, const float* x, const float* inverse, c
   for (int64_t first = 0; first < n; first += chunk) {
     float* sums = weight_grad + first / chunk * size;
     std::fill(sums, sums + size, 0.0f);
-    for (int64_t row = first; row < least(first + chunk, n); row++) {
+    for (int64_t row = first; row < std::min(first + chunk, n); row++) {
       const int64_t start = row * size;
       Vector along = {};
       for (int64_t i = 0; i < size; i += W) {
@@ -82,7 +80,7 @@ static void peaks_of(const float* logits, float inverse, float* out, int64_t v, 
   for (int64_t first = 0; first < v; first += chunk) {
     float* peak = out + first / chunk * n;
     std::fill(peak, peak + n, -INFINITY);
-    for (int64_t row = first; row < least(first + chunk, v); row++)
+    for (int64_t row = first; row < std::min(first + chunk, v); row++)
       for (int64_t i = 0; i < n; i++) peak[i] = std::max(peak[i], logits[row * n + i] * inverse);
   }
 }
@@ -95,7 +93,7 @@ static void powers_of(const float* logits, float inverse, const float* peak, flo
   for (int64_t first = 0; first < v; first += chunk) {
     float* total = sums + first / chunk * n;
     std::fill(total, total + n, 0.0f);
-    for (int64_t row = first; row < least(first + chunk, v); row++)
+    for (int64_t row = first; row < std::min(first + chunk, v); row++)
       for (int64_t i = 0; i < n; i += W) {
         const Vector power = exponential(vector_of(logits + row * n + i) * inverse - vector_of(peak + i));
         *(Vector*)(total + i) += power;
@@ -117,7 +115,7 @@ static void product_of(const T* w, const float* x, float* out, int64_t v, int64_
     std::vector<bfloat16> left(R * k);
 #pragma omp for
     for (int64_t first = 0; first < v; first += R) {
-      const int64_t count = least(R, v - first);
+      const int64_t count = std::min<int64_t>(R, v - first);
       for (int64_t i = 0; i < count * k; i += W) narrow(vector_of(w + first * k + i), &left[i]);
       for (int64_t c = 0; c < n; c += W) {
         Vector sums[R] = {};
@@ -135,8 +133,6 @@ static void in_precision(bool rounded, Function f) {
 }
 
 extern "C" {
-
-bool multiplies_bfloat16() { return MULTIPLIES_BFLOAT16; }
 
 void rms_norm(bool rounded, const float* x, const void* addend, const float* weight, float epsilon, float* total,
               void* normed, float* inverse, int64_t n, int64_t size, int threads) {

@@ -28,8 +28,7 @@ def add_rms_norm(
     if native_kernels.can_run(dtype, factors=[addend], others=[x, weight]):
         return native_kernels.rms_norm(x, addend, weight, epsilon, dtype)
     total = x + addend
-    inverse = (total.square().mean(-1, keepdim=True) + epsilon).rsqrt()
-    return total, (total * inverse * weight).to(dtype), inverse
+    return total, *rms_norm(total, weight, epsilon, dtype)
 
 
 def rms_norm_backward(

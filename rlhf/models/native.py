@@ -9,9 +9,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,6 +40,19 @@ def compile_kernels(enabled: bool | None) -> None:
 def compiling() -> bool:
     """Whether C++ is compiled."""
     return _compiling
+
+
+def computes(load: Callable[[], Any], dtype: torch.dtype) -> bool:
+    """Whether C++ is compiled, and a library that includes vectors.h has fast products in a precision.
+
+    Args:
+        load: Returns the library, or None; not called for precisions that none of them has.
+        dtype: The precision.
+    """
+    if not _compiling or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    library = load()
+    return library is not None and (dtype == torch.float32 or bool(library.multiplies_bfloat16()))
 
 
 def _compiler() -> str | None:

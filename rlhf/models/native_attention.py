@@ -47,17 +47,14 @@ def _library() -> Any:
         return None
     for function in (library.attention_float32, library.attention_bfloat16):
         function.argtypes, function.restype = [POINTER(_Call), c_bool, c_int], None
-    library.multiplies_bfloat16.restype = c_bool
     return library
 
 
 def can_run(dtype: torch.dtype, size: int, rows: PackedRows) -> bool:
     """Whether the code, which checks nothing, can run heads of a size, with products in a precision."""
-    if not native.compiling() or size % _EVEN or rows.width > LONGEST or rows.lengths.device.type != "cpu":
+    if size % _EVEN or rows.width > LONGEST or rows.lengths.device.type != "cpu":
         return False
-    if dtype not in (torch.float32, torch.bfloat16) or _library() is None:
-        return False
-    return dtype == torch.float32 or bool(_library().multiplies_bfloat16())
+    return native.computes(_library, dtype)
 
 
 class _NativeAttention(torch.autograd.Function):

@@ -47,7 +47,6 @@ def _library() -> Any:
     library = native.library(_SOURCE, "-fopenmp", otherwise="decoding goes on with torch's operations")
     if library is None:
         return None
-    library.multiplies_bfloat16.restype = ctypes.c_bool
     for function in (library.decode_float32, library.decode_bfloat16):
         function.argtypes, function.restype = [POINTER(_Step), POINTER(_Block), c_int64, c_int], None
     library.product_float32.argtypes = [c_void_p] * 3 + [c_int64] * 3 + [c_int]
@@ -169,7 +168,7 @@ class NativeBlocks:
 def _fits(heads: Heads, joined: Projection, layer: FeedForward) -> bool:
     """Whether the code, which checks nothing, can run a block."""
     weight, others = joined.weight, (layer.output, layer.gate, layer.up, layer.down)
-    known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _library().multiplies_bfloat16())
+    known = native.computes(_library, weight.dtype)
     even = heads.size % _COLUMNS == 0 and all(len(by.weight) % _ROWS == 0 for by in (joined, *others))
     plain = all(by.bias is None and by.down is None and by.weight.dtype == weight.dtype for by in others)
     return known and even and plain and weight.device.type == "cpu"

@@ -35,7 +35,6 @@ def _library() -> Any:
     library = native.library(_SOURCE, "-fopenmp", otherwise="norms, gates and softmax are left to torch's operations")
     if library is None:
         return None
-    library.multiplies_bfloat16.restype = c_bool
     for name, types in _ARGUMENTS.items():
         getattr(library, name).argtypes, getattr(library, name).restype = [*types, c_int], None
     return library
@@ -49,13 +48,11 @@ def can_run(dtype: torch.dtype, *, factors: Sequence[Tensor] = (), others: Seque
         factors: Tensors that must have it.
         others: Tensors that must be float32.
     """
-    if not native.compiling() or dtype not in (torch.float32, torch.bfloat16):
-        return False
     if any(x.dtype != dtype for x in factors) or any(x.dtype != torch.float32 for x in others):
         return False
     if any(x.device.type != "cpu" or x.shape[-1] % _EVEN or not x.is_contiguous() for x in (*factors, *others)):
         return False
-    return _library() is not None and (dtype == torch.float32 or bool(_library().multiplies_bfloat16()))
+    return native.computes(_library, dtype)
 
 
 def _call(name: str, *arguments: Any) -> None:

@@ -6,9 +6,6 @@
 #include <cstring>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
-constexpr bool MULTIPLIES_BFLOAT16 = true;
-#else
-constexpr bool MULTIPLIES_BFLOAT16 = false;
 #endif
 
 #ifdef __AVX512F__
@@ -22,6 +19,15 @@ typedef float Vector __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t Whole __attribute__((vector_size(4 * W), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(2 * W), aligned(2)));
 struct bfloat16 { uint16_t bits; };
+
+// Whether products of bfloat16 are fast; each library that includes this says so to native.py.
+extern "C" int multiplies_bfloat16() {
+#ifdef __AVX512BF16__
+  return 1;
+#else
+  return 0;
+#endif
+}
 
 static inline float sum(Vector x) {
   for (int width = W / 2; width; width /= 2)
