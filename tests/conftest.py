@@ -17,6 +17,12 @@ def _nothing_compiled() -> Iterator[None]:
 
 
 @pytest.fixture
+def compiled() -> None:
+    """C++ is compiled where it is first needed."""
+    native.compile_kernels(True)
+
+
+@pytest.fixture
 def failing_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """C++ is wanted, and there is a compiler, but nothing that it compiles, now or before."""
 

@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
+from native_helpers import multiplies_bfloat16
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.models import fast_trunk, kernels, native, native_attention
+from rlhf.models import fast_trunk, kernels, native_attention
 from rlhf.models.attention import causal_attention, turned_heads
 from rlhf.models.packed import PackedRows
 
@@ -19,19 +20,6 @@ SHAPES = {  # lengths of rows, tokens that all begin with, heads, heads of keys,
     "large heads": ([12, 40], 3, 2, 1, 96),
     "long rows": ([150, 70], 2, 2, 1, 32),
 }
-
-
-@pytest.fixture
-def compiled():
-    native.compile_kernels(True)
-
-
-def bfloat16_here():
-    native.compile_kernels(True)
-    try:
-        return bool(native_attention._library().multiplies_bfloat16())
-    finally:
-        native.compile_kernels(False)
 
 
 def packed(lengths, shared):
@@ -78,7 +66,7 @@ def test_values_and_gradients_are_those_of_float64(name, spread, compiled):
         assert (got.double() - expected).norm() <= 2 * (other.double() - expected).norm() + 1e-6 * scale
 
 
-@pytest.mark.skipif(not bfloat16_here(), reason="this processor does not multiply bfloat16")
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
 @pytest.mark.parametrize("name", SHAPES)
 def test_bfloat16_is_as_near_to_float64_as_torchs_operations(name, compiled):
     rows, tensors, angles, size = case(name, torch.bfloat16)

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from native_helpers import multiplies_bfloat16, recorded_calls
 from ppo_helpers import tiny, with_lora
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -45,22 +46,9 @@ MODELS = {
 
 
 @pytest.fixture
-def compiled():
-    """Kernels are compiled; nothing but decoding is done here, so nothing else is."""
-    native.compile_kernels(True)
-
-
-@pytest.fixture
 def calls(monkeypatch):
     """The names of the compiled functions that were called."""
-    made, call = [], native_decoding._call
-
-    def recorded(name, *arguments):
-        made.append(name)
-        call(name, *arguments)
-
-    monkeypatch.setattr(native_decoding, "_call", recorded)
-    return made
+    return recorded_calls(monkeypatch, native_decoding)
 
 
 def numbers(*shape):
@@ -102,7 +90,7 @@ def test_a_step_is_that_of_float64(name, count, compiled, calls):
 @pytest.mark.parametrize("name", ["llama", "large heads", "qwen"])
 @pytest.mark.parametrize("count", [7, 16, 17])
 def test_in_bfloat16_it_is_as_near_to_the_exact_numbers_as_operations_of_torch(name, count, compiled, calls):
-    if not bfloat16_is_multiplied():
+    if not multiplies_bfloat16():
         pytest.skip("this processor has no AVX-512 BF16")
     model = MODELS[name]().bfloat16()
     hidden, _ = decoded(model, count)
@@ -114,13 +102,9 @@ def test_in_bfloat16_it_is_as_near_to_the_exact_numbers_as_operations_of_torch(n
     assert 0 < error < 1.1 * others < 0.1
 
 
-def bfloat16_is_multiplied():
-    return native_decoding._library().multiplies_bfloat16()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_rows_result_does_not_depend_on_its_company(dtype, compiled):
-    if dtype == torch.bfloat16 and not bfloat16_is_multiplied():
+    if dtype == torch.bfloat16 and not multiplies_bfloat16():
         pytest.skip("this processor has no AVX-512 BF16")
     trunk = llama().to(dtype).model
     x, (cos, sin) = numbers(40, 48).to(dtype), numbers(2, 40, 8)

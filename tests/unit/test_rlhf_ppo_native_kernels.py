@@ -4,42 +4,23 @@ import logging
 
 import pytest
 import torch
+from native_helpers import multiplies_bfloat16, recorded_calls
 
-from rlhf.models import kernels, native, native_kernels
+from rlhf.models import kernels, native_kernels
 from rlhf.ppo import logprobs
-
-
-@pytest.fixture
-def compiled():
-    native.compile_kernels(True)
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """The names of the compiled functions that were called."""
-    made, call = [], native_kernels._call
-
-    def recorded(name, *arguments):
-        made.append(name)
-        call(name, *arguments)
-
-    monkeypatch.setattr(native_kernels, "_call", recorded)
-    return made
-
-
-def bfloat16_here():
-    native.compile_kernels(True)
-    try:
-        return bool(native_kernels._library().multiplies_bfloat16())
-    finally:
-        native.compile_kernels(False)
+    return recorded_calls(monkeypatch, native_kernels)
 
 
 PRECISIONS = [
     torch.float32,
     pytest.param(
         torch.bfloat16,
-        marks=pytest.mark.skipif(not bfloat16_here(), reason="this processor does not multiply bfloat16"),
+        marks=pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16"),
     ),
 ]
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}  # of results: bfloat16 has 8 digits
@@ -120,7 +101,7 @@ def test_what_is_not_a_number_stays_so(compiled):
     assert total.isnan().tolist() == [column == 2 for column in range(16)]
 
 
-@pytest.mark.skipif(not bfloat16_here(), reason="this processor does not multiply bfloat16")
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("vocabulary", "rows", "size"), [(1, 16, 16), (8, 32, 48), (77, 48, 256)])
 def test_products_round_their_factors_alone(vocabulary, rows, size, dtype, compiled):

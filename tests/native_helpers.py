@@ -1,0 +1,31 @@
+"""What tests of compiled code ask of the processor, and how they see what is called."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf.models import native, native_kernels
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether compiled code multiplies bfloat16 here."""
+    before = native.compiling()
+    native.compile_kernels(None)
+    try:
+        return native.computes(native_kernels._library, torch.bfloat16)
+    finally:
+        native.compile_kernels(before)
+
+
+def recorded_calls(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[str]:
+    """Return a list that gets the names of the compiled functions that a module calls."""
+    made: list[str] = []
+    call = module._call
+
+    def recorded(name: str, *arguments: Any) -> None:
+        made.append(name)
+        call(name, *arguments)
+
+    monkeypatch.setattr(module, "_call", recorded)
+    return made
