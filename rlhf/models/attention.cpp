@@ -128,17 +128,23 @@ struct Worker {
   // Products of R rows of a left factor (l, d) from `first`, and a right one (d, l), up to `columns`.
   void scores_of(const std::vector<T>& w, int64_t first, const std::vector<T>& x, int64_t columns, float factor,
                  float* out) {
-    for (int64_t c = 0; c < columns; c += W) {
-      Vector sums[R] = {};
+    by_vectors(columns, [&](auto v, int64_t c) {
+      Vector sums[v][R] = {};
       multiply(&w[first * d], d, PAIRED<T>, d, &x[c * PAIRED<T>], l, sums);
-      for (int r = 0; r < R; r++) *(Vector*)(out + r * l + c) = sums[r] * factor;
-    }
+      for (int i = 0; i < v; i++)
+        for (int r = 0; r < R; r++) *(Vector*)(out + r * l + c + i * W) = sums[i][r] * factor;
+    });
   }
 
-  // Products of `few`, of which `columns` count, and a right factor (l, d): columns c to c + W.
-  void few_times(const std::vector<T>& x, int64_t columns, int64_t c, Vector* sums) {
-    for (int r = 0; r < R; r++) sums[r] = Vector{};
-    multiply(few.data(), l, PAIRED<T>, columns, &x[c * PAIRED<T>], d, sums);
+  // Products of `few`, of which `columns` count, and a right factor (l, d): f(r, c, W numbers of row r from column c).
+  template <class Function>
+  void few_times(const std::vector<T>& x, int64_t columns, Function f) {
+    by_vectors(d, [&](auto v, int64_t c) {
+      Vector sums[v][R] = {};
+      multiply(few.data(), l, PAIRED<T>, columns, &x[c * PAIRED<T>], d, sums);
+      for (int i = 0; i < v; i++)
+        for (int r = 0; r < R; r++) f(r, c + i * W, sums[i][r]);
+    });
   }
 
   void forward(int64_t shared) {
@@ -164,13 +170,10 @@ struct Worker {
       inverses[r] = 1 / total;
       if (own(first + r)) softmax_of(first + r, head)[0] = peak, softmax_of(first + r, head)[1] = inverses[r];
     }
-    for (int64_t c = 0; c < d; c += W) {
-      Vector sums[R];
-      few_times(value_right, columns, c, sums);
-      for (int64_t r = 0; r < R; r++)
-        if (own(first + r))
-          narrow(sums[r] * inverses[r], (T*)call.out + (tokens[first + r] * call.queries + head) * d + c);
-    }
+    few_times(value_right, columns, [&](int64_t r, int64_t c, Vector sums) {
+      if (own(first + r))
+        narrow(sums * inverses[r], (T*)call.out + (tokens[first + r] * call.queries + head) * d + c);
+    });
   }
 
   void backward(int64_t number, int64_t shared) {
@@ -223,11 +226,7 @@ struct Worker {
     }
     to_right(scores.data(), l, first, R, columns, weights.data());
     to_right(slopes.data(), l, first, R, columns, scores_grad.data());
-    for (int64_t c = 0; c < d; c += W) {
-      Vector sums[R];
-      few_times(key_right, columns, c, sums);
-      for (int64_t r = 0; r < R; r++) *(Vector*)&numbers[r * d + c] = sums[r];
-    }
+    few_times(key_right, columns, [&](int64_t r, int64_t c, Vector sums) { *(Vector*)&numbers[r * d + c] = sums; });
     for (int64_t r = 0; r < R; r++)
       if (own(first + r)) {
         rotate(call, tokens[first + r], -1, &numbers[r * d]);
@@ -238,13 +237,13 @@ struct Worker {
   // Add products of R columns of a square, from `first`, and (l, d): the queries that see these keys.
   void add_products(const std::vector<T>& square, int64_t first, const std::vector<T>& x, std::vector<float>& onto) {
     const int64_t from = std::max(first, begin / R * R), end = (length + R - 1) / R * R;
-    for (int64_t c = 0; c < d; c += W) {
-      Vector sums[R];
-      for (int r = 0; r < R; r++) sums[r] = vector_of(&onto[(first + r) * d + c]);
+    by_vectors(d, [&](auto v, int64_t c) {
+      Vector sums[v][R] = {};
       multiply(&square[from * l + first * PAIRED<T>], PAIRED<T>, l * PAIRED<T>, end - from,
                &x[from * d + c * PAIRED<T>], d, sums);
-      for (int r = 0; r < R; r++) *(Vector*)&onto[(first + r) * d + c] = sums[r];
-    }
+      for (int i = 0; i < v; i++)
+        for (int r = 0; r < R; r++) *(Vector*)&onto[(first + r) * d + c + i * W] += sums[i][r];
+    });
   }
 };
 

@@ -4,16 +4,16 @@
 // bfloat16; sums are float32. What a column becomes does not depend on the others.
 #include "vectors.h"
 
-// Products of w (m, k), m a multiple of R, and x (k, n), n of W: `finish` gets R rows of W columns at a time.
+// Products of w (m, k), m a multiple of R, and x (k, n), n of W: `finish` gets R rows of v vectors of columns at a time.
 template <class T, class Finish>
 static inline void product(const T* w, int64_t m, int64_t k, const T* x, int64_t n, Finish finish) {
 #pragma omp for
   for (int64_t r = 0; r < m; r += R)
-    for (int64_t c = 0; c < n; c += W) {
-      Vector sums[R] = {};
+    by_vectors(n, [&](auto v, int64_t c) {
+      Vector sums[v][R] = {};
       multiply<true>(w + r * k, k, PAIRED<T>, k, x + c * PAIRED<T>, n, sums);
-      finish(r, c, sums);
-    }
+      finish(v, r, c, sums);
+    });
 }
 
 struct Block {
@@ -112,23 +112,27 @@ static void attention(const Step& s, const Block& b) {
 template <class T>
 static void block(const Step& s, const Block& b) {
   const int64_t width = s.heads * s.size, all = width + 2 * s.shared * s.size;
-  const auto onto_x = [&](int64_t r, int64_t c, const Vector* sums) {
-    for (int i = 0; i < R; i++) *(Vector*)(s.x + (r + i) * s.n + c) += sums[i];
+  const auto onto_x = [&](auto v, int64_t r, int64_t c, auto& sums) {
+    for (int i = 0; i < R; i++)
+      for (int u = 0; u < v; u++) *(Vector*)(s.x + (r + i) * s.n + c + u * W) += sums[u][i];
   };
   rms_norm<T>(s, b.norm, b.epsilon);
-  product((const T*)b.qkv, all, s.hidden, (const T*)s.normed, s.n, [&](int64_t r, int64_t c, const Vector* sums) {
+  product((const T*)b.qkv, all, s.hidden, (const T*)s.normed, s.n, [&](auto v, int64_t r, int64_t c, auto& sums) {
     for (int i = 0; i < R; i++)
-      for (int j = 0; j < W; j++) s.projected[(c + j) * all + r + i] = sums[i][j] + (b.bias ? b.bias[r + i] : 0);
+      for (int j = 0; j < v * W; j++)
+        s.projected[(c + j) * all + r + i] = sums[j / W][i][j % W] + (b.bias ? b.bias[r + i] : 0);
   });
   attention<T>(s, b);
   product((const T*)b.output, s.hidden, width, (const T*)s.attended, s.n, onto_x);
   rms_norm<T>(s, b.second_norm, b.second_epsilon);
-  product((const T*)b.gate, s.inner, s.hidden, (const T*)s.normed, s.n, [&](int64_t r, int64_t c, Vector* gates) {
-    Vector ups[R] = {};
+  product((const T*)b.gate, s.inner, s.hidden, (const T*)s.normed, s.n, [&](auto v, int64_t r, int64_t c, auto& gates) {
+    Vector ups[v][R] = {};
     multiply<true>((const T*)b.up + r * s.hidden, s.hidden, PAIRED<T>, s.hidden, (const T*)s.normed + c * PAIRED<T>,
                    s.n, ups);
-    for (int i = 0; i < R; i++) gates[i] *= ups[i] / (1.0f + exponential(-gates[i]));
-    for (int i = 0; i < R; i += 2) store_pair((T*)s.gated, r + i, c, s.n, gates[i], gates[i + 1]);
+    for (int u = 0; u < v; u++) {
+      for (int i = 0; i < R; i++) gates[u][i] *= ups[u][i] / (1.0f + exponential(-gates[u][i]));
+      for (int i = 0; i < R; i += 2) store_pair((T*)s.gated, r + i, c + u * W, s.n, gates[u][i], gates[u][i + 1]);
+    }
   });
   product((const T*)b.down, s.hidden, s.inner, (const T*)s.gated, s.n, onto_x);
 }
@@ -152,9 +156,9 @@ void decode_bfloat16(const Step* s, const Block* blocks, int64_t count, int thre
 // w (m, k), x (k, n), n a multiple of 16; out (n, m).
 void product_float32(const float* w, const float* x, float* out, int64_t m, int64_t k, int64_t n, int threads) {
 #pragma omp parallel num_threads(threads)
-  product(w, m, k, x, n, [&](int64_t r, int64_t c, const Vector* sums) {
-    for (int j = 0; j < W; j++)
-      for (int i = 0; i < R; i++) out[(c + j) * m + r + i] = sums[i][j];
+  product(w, m, k, x, n, [&](auto v, int64_t r, int64_t c, auto& sums) {
+    for (int j = 0; j < v * W; j++)
+      for (int i = 0; i < R; i++) out[(c + j) * m + r + i] = sums[j / W][i][j % W];
   });
 }
 }

@@ -105,23 +105,26 @@ static void powers_of(const float* logits, float inverse, const float* peak, flo
 // Products (v, n) of w (v, k) and x (n, k), n of W, both rounded to bfloat16.
 template <class T>
 static void product_of(const T* w, const float* x, float* out, int64_t v, int64_t n, int64_t k, int threads) {
-  std::vector<bfloat16> right(n * k);  // W columns at a time, one behind the other
+  std::vector<bfloat16> right(n * k);  // the columns that `by_vectors` takes together, and behind them the next ones
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for
-    for (int64_t c = 0; c < n; c += W)
+    for (int64_t row = 0; row < n; row++) {
+      const int64_t first = row / (V * W) * (V * W), columns = std::min(V * W, n - first);
       for (int64_t i = 0; i < k; i++)
-        for (int64_t j = 0; j < W; j++) narrow(x[(c + j) * k + i], &right[c * k + place(right.data(), i, j, W)]);
+        narrow(x[row * k + i], &right[first * k + place(right.data(), i, row - first, columns)]);
+    }
     std::vector<bfloat16> left(R * k);
 #pragma omp for
     for (int64_t first = 0; first < v; first += R) {
       const int64_t count = std::min<int64_t>(R, v - first);
       for (int64_t i = 0; i < count * k; i += W) narrow(vector_of(w + first * k + i), &left[i]);
-      for (int64_t c = 0; c < n; c += W) {
-        Vector sums[R] = {};
-        multiply(left.data(), k, 2, k, &right[c * k], W, sums);
-        for (int64_t r = 0; r < count; r++) *(Vector*)(out + (first + r) * n + c) = sums[r];
-      }
+      by_vectors(n, [&](auto u, int64_t c) {
+        Vector sums[u][R] = {};
+        multiply(left.data(), k, 2, k, &right[c * k], u * W, sums);
+        for (int i = 0; i < u; i++)
+          for (int64_t r = 0; r < count; r++) *(Vector*)(out + (first + r) * n + c + i * W) = sums[i][r];
+      });
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -13,7 +14,8 @@ constexpr int W = 16;  // numbers in a register
 #else
 constexpr int W = 8;
 #endif
-constexpr int R = 8;  // rows of a left factor at a time: their sums stay in registers
+constexpr int R = 8;  // rows of a left factor at a time, and
+constexpr int64_t V = W == 16 ? 2 : 1;  // vectors of columns of a right one: their sums stay in registers
 
 typedef float Vector __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t Whole __attribute__((vector_size(4 * W), aligned(4)));
@@ -89,17 +91,28 @@ static inline void store_pair(float* x, int64_t k, int64_t c, int64_t n, Vector 
   *(Vector*)(x + (k + 1) * n + c) = odd;
 }
 
-// Add the product of R rows of the left factor and W columns of the right one, x (k, n), which begins at the first of
-// them. The left one's rows lie `row` apart, and what meets a row of the right one, or a pair of them, `step` apart.
-// With `stream` the next R rows are fetched in the meantime, from memory to the second cache: the first one is full.
-template <bool stream = false>
+// Call f(v, c) for all columns, c being the first of v vectors of them; v is a constant, V or 1.
+template <class Function>
+static inline void by_vectors(int64_t columns, Function f) {
+  int64_t c = 0;
+  for (; c + V * W <= columns; c += V * W) f(std::integral_constant<int64_t, V>(), c);
+  for (; c < columns; c += W) f(std::integral_constant<int64_t, 1>(), c);
+}
+
+// Add the product of R rows of the left factor and v vectors of columns of the right one, x (k, n), which begins at the
+// first of them. The left one's rows lie `row` apart, and what meets a row of the right one, or a pair of them, `step`
+// apart. With `stream` the next R rows are fetched in the meantime, from memory to the second cache: the first one is
+// full.
+template <bool stream = false, size_t v>
 static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k, const float* x, int64_t n,
-                            Vector* sums) {
+                            Vector (&sums)[v][R]) {
   for (int64_t i = 0; i < k; i++) {
     if (stream && i % 16 == 0)
       for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step, 0, 2);
-    const Vector right = vector_of(x + i * n);
-    for (int r = 0; r < R; r++) sums[r] += w[r * row + i * step] * right;
+    Vector right[v];
+    for (size_t u = 0; u < v; u++) right[u] = vector_of(x + i * n + u * W);
+    for (int r = 0; r < R; r++)
+      for (size_t u = 0; u < v; u++) sums[u][r] += w[r * row + i * step] * right[u];
   }
 }
 
@@ -128,17 +141,18 @@ static inline Vector with_products(Vector sum, Whole one, Whole other) {
 #endif
 }
 
-template <bool stream = false>
+template <bool stream = false, size_t v>
 static inline void multiply(const bfloat16* w, int64_t row, int64_t step, int64_t k, const bfloat16* x, int64_t n,
-                            Vector* sums) {
+                            Vector (&sums)[v][R]) {
   for (int64_t i = 0; i < k / 2; i++) {
     if (stream && i % 16 == 0)
       for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step, 0, 2);
-    const Whole right = *(const Whole*)(x + 2 * i * n);
+    Whole right[v];
+    for (size_t u = 0; u < v; u++) right[u] = *(const Whole*)(x + 2 * (i * n + u * W));
     for (int r = 0; r < R; r++) {
       int32_t pair;
       memcpy(&pair, w + r * row + i * step, 4);
-      sums[r] = with_products(sums[r], right, Whole{} + pair);
+      for (size_t u = 0; u < v; u++) sums[u][r] = with_products(sums[u][r], right[u], Whole{} + pair);
     }
   }
 }
