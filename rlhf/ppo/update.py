@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlhf.ppo.actor_critic import TokenOutputs
 from rlhf.ppo.batch import Batch, Microbatch, microbatches
+from rlhf.ppo.clipping import clipped_step
 from rlhf.ppo.losses import approximate_kl, importance_ratio, policy_loss, value_loss
 
 
@@ -163,9 +164,7 @@ def _step(
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
     if norm.isfinite():
         statistics.gradient_norms.append(float(norm))
-        if limit is not None and norm > limit:  # else every gradient would be multiplied by 1
-            torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
-        optimizer.step()
+        clipped_step(optimizer, trained, norm, limit)
     else:
         statistics.skipped_steps += 1
     optimizer.zero_grad(set_to_none=True)

@@ -147,9 +147,19 @@ FAULTS = (
         "each minibatch adds to the gradient of those before", _LITERAL,
     ),
     Fault(
-        "gradient-unclipped", "update.py",
-        "limit is not None and norm > limit", "False",
-        "max_grad_norm does nothing", ("update::test_oracle_26_the_gradient_norm_is_clipped",),
+        "gradient-unclipped", "clipping.py",
+        "if limit is None or norm <= limit:", "if True:",
+        "max_grad_norm does nothing", ("update::test_oracle_26_the_gradient_norm_is_clipped", "clipping"),
+    ),
+    Fault(
+        "gradient-scale-kept", "clipping.py",
+        "        del inner.grad_scale", "        pass",
+        "after one large gradient all others are divided too", ("clipping::test_a_smaller_gradient_is_left_alone",),
+    ),
+    Fault(
+        "gradient-scale-not-read", "clipping.py",
+        '"_step_supports_amp_scaling", False', '"no_such_thing", True',
+        "an optimizer that does not read the factor gets it", ("clipping::test_the_step_is_that_of_clipped_gradients",),
     ),
     Fault(
         "infinite-gradient-applied", "update.py",
