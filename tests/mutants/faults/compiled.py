@@ -210,9 +210,17 @@ FAULTS = (
     Fault(
         "columns-of-a-tile-for-all",
         "models/kernels.cpp",
-        "multiply(left.data(), k, 2, k, &right[c * k], W, sums);",
-        "multiply(left.data(), k, 2, k, &right[0], W, sums);",
-        "tokens from the 17th on are given the logits of the first ones",
+        "multiply(left.data(), k, 2, k, &right[c * k], u * W, sums);",
+        "multiply(left.data(), k, 2, k, &right[0], u * W, sums);",
+        "tokens from the 33rd on are given the logits of the first ones",
+        ("native_kernels::test_products_round_their_factors_alone",),
+    ),
+    Fault(
+        "second-vector-like-the-first",
+        "models/vectors.h",
+        "right[u] = *(const Whole*)(x + 2 * (i * n + u * W));",
+        "right[u] = *(const Whole*)(x + 2 * (i * n));",
+        "every other sixteen tokens are given the logits of their neighbours",
         ("native_kernels::test_products_round_their_factors_alone",),
     ),
     Fault(

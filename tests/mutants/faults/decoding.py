@@ -51,13 +51,14 @@ FAULTS = (
     ),
     Fault(
         "gate-and-up-exchanged", "models/decoding.cpp",
-        "gates[i] *= ups[i] / (1.0f + exponential(-gates[i]));",
-        "gates[i] *= ups[i] / (1.0f + exponential(-ups[i]));",
+        "gates[u][i] *= ups[u][i] / (1.0f + exponential(-gates[u][i]));",
+        "gates[u][i] *= ups[u][i] / (1.0f + exponential(-ups[u][i]));",
         "the gate is the wrong one", _STEP,
     ),
     Fault(
         "residual-lost", "models/decoding.cpp",
-        "*(Vector*)(s.x + (r + i) * s.n + c) += sums[i];", "*(Vector*)(s.x + (r + i) * s.n + c) = sums[i];",
+        "*(Vector*)(s.x + (r + i) * s.n + c + u * W) += sums[u][i];",
+        "*(Vector*)(s.x + (r + i) * s.n + c + u * W) = sums[u][i];",
         "a block forgets what came in", _STEP,
     ),
     Fault(
