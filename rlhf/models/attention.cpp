@@ -13,12 +13,14 @@ struct Call {
   const int64_t *grid, *lengths;     // (rows, columns) which token stands in each place, (rows,)
   const int64_t *begins, *repeated;  // (rows,) how many tokens at the start are an earlier row's too; those before it
   const float *cos, *sin;            // (n, d / 2)
-  const void *query, *key, *value;   // (n, H d), (n, K d) twice
+  const void* heads;                 // (n, (H + 2 K) d): queries, keys and values
   void* out;                         // (n, H d)
   float* softmax;                    // (n, H, 2) the largest score, and 1 / the sum of exp(score - that)
   const void* grad;                  // (n, H d)
-  void* query_grad;                  // (n, H d)
+  void* heads_grad;                  // (n, (H + 2 K) d), of which the queries' part is written
   float *key_grad, *value_grad;      // (n + repeats, K d)
+
+  int64_t all() const { return queries + 2 * keys; }  // heads
 };
 
 // The numbers x (d,) of a token turned by its angles, or back.
@@ -148,12 +150,12 @@ struct Worker {
   }
 
   void forward(int64_t shared) {
-    take(call.key, call.keys, shared, true, left);
+    take(call.heads, call.all(), call.queries + shared, true, left);
     to_across(left.data(), l, d, key_across.data());
-    take(call.value, call.keys, shared, false, left);
+    take(call.heads, call.all(), call.queries + call.keys + shared, false, left);
     to_right(numbers.data(), d, 0, l, d, value_right.data());
     for (int64_t head = shared * group; head < (shared + 1) * group; head++) {
-      take(call.query, call.queries, head, true, query);
+      take(call.heads, call.all(), head, true, query);
       for (int64_t first = begin / R * R; first < length; first += R) attend(head, first);
     }
   }
@@ -177,15 +179,15 @@ struct Worker {
   }
 
   void backward(int64_t number, int64_t shared) {
-    take(call.key, call.keys, shared, true, left);
+    take(call.heads, call.all(), call.queries + shared, true, left);
     to_across(left.data(), l, d, key_across.data());
     to_right(numbers.data(), d, 0, l, d, key_right.data());
-    take(call.value, call.keys, shared, false, left);
+    take(call.heads, call.all(), call.queries + call.keys + shared, false, left);
     to_across(left.data(), l, d, value_across.data());
     std::fill(key_sums.begin(), key_sums.end(), 0.0f);
     std::fill(value_sums.begin(), value_sums.end(), 0.0f);
     for (int64_t head = shared * group; head < (shared + 1) * group; head++) {
-      take(call.query, call.queries, head, true, query);
+      take(call.heads, call.all(), head, true, query);
       to_right(numbers.data(), d, 0, l, d, query_right.data());
       take(call.grad, call.queries, head, false, grad);
       to_right(numbers.data(), d, 0, l, d, grad_right.data());
@@ -230,7 +232,7 @@ struct Worker {
     for (int64_t r = 0; r < R; r++)
       if (own(first + r)) {
         rotate(call, tokens[first + r], -1, &numbers[r * d]);
-        to_left(&numbers[r * d], d, (T*)call.query_grad + (tokens[first + r] * call.queries + head) * d);
+        to_left(&numbers[r * d], d, (T*)call.heads_grad + (tokens[first + r] * call.all() + head) * d);
       }
   }
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from rlhf.models.fast_trunk import blocks, epsilon, run
-from rlhf.models.fused import FeedForward, Heads, Projection
+from rlhf.models.fused import FeedForward, Heads
 from rlhf.models.native_decoding import NativeBlocks
 from rlhf.models.packed import PackedRows
+from rlhf.models.projections import Projection
 
 
 class Decoder:
@@ -113,7 +114,7 @@ def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> 
 
 
 def _project(by: Projection, x: Tensor) -> Tensor:
-    """See `fused.Projection`; x is (in, n), the result (out, n)."""
+    """See `projections.Projection`; x is (in, n), the result (out, n)."""
     y = by.weight @ x
     if by.bias is not None:
         y.add_(by.bias[:, None])

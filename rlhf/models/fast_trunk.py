@@ -15,8 +15,9 @@ from transformers import LlamaModel, MistralModel, Qwen2Model
 
 from rlhf.models import kernels, native_attention
 from rlhf.models.attention import causal_attention, turned_heads
-from rlhf.models.fused import FeedForward, Heads, Projection, block_output, projections
+from rlhf.models.fused import FeedForward, Heads, block_output, projections
 from rlhf.models.packed import PackedRows, evened
+from rlhf.models.projections import Projection
 
 Keep = Callable[[int, Tensor, Tensor], Any]
 _FAMILIES = (LlamaModel, MistralModel, Qwen2Model)
@@ -93,15 +94,16 @@ def blocks(trunk: Any) -> list[tuple[Heads, FeedForward]]:
 
 
 def _attended(
-    query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, size: int, keep: Any
+    products: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, queries: int, size: int, keep: Any
 ) -> Tensor:
-    """What `projections` makes of tokens, (n, H * d) and (n, K * d) twice, to what they find, (n, H * d)."""
-    dtype = query.dtype
+    """What `projections` makes of tokens, (n, (H + 2 K) * d), to what they find, (n, H * d)."""
+    dtype, wide = products.dtype, queries * size
+    query, key, value = torch.split(products, [wide, *[(products.shape[1] - wide) // 2] * 2], 1)
     if native_attention.can_run(dtype, size, rows):
         if keep is not None:
             turned = kernels.rotate(key.view(len(key), -1, size), cos, sin, dtype)
             keep(rows.split_heads(turned), rows.split_heads(value.view(len(value), -1, size)))
-        return native_attention.attention(query, key, value, cos, sin, rows, size)
+        return native_attention.attention(products, cos, sin, rows, queries, size)
     query, key, value = turned_heads(query, key, value, cos, sin, rows, size)
     if keep is not None:
         keep(key, value)
@@ -130,8 +132,8 @@ def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Keep | None = None) ->
         angles = trunk.rotary_emb(x, rows.positions[None])
         cos, sin = (part[0, :, None, : part.shape[-1] // 2].contiguous() for part in angles)
         for number, (heads, layer) in enumerate(blocks(trunk)):
-            of_heads = projections(x, heads, dtype)
-            attended = _attended(*of_heads, cos, sin, rows, heads.size, partial(keep, number) if keep else None)
+            products, queries = projections(x, heads, dtype), len(heads.query.weight) // heads.size
+            attended = _attended(products, cos, sin, rows, queries, heads.size, partial(keep, number) if keep else None)
             if number + 1 == len(trunk.layers):  # a token that several rows share may be read for each of them
                 wanted, places = torch.unique(read, return_inverse=True)
                 wanted = evened(wanted) if even else wanted

@@ -15,71 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf.models import kernels
-from rlhf.models.products import times
-
-
-class Projection(NamedTuple):
-    """Maps x to x W' + b + s (x A') B', W (out, in), A (r, in), B (out, r); bias and adapter may be absent."""
-
-    weight: Tensor
-    bias: Tensor | None
-    down: Tensor | None
-    up: Tensor | None
-    scale: float
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """What an autograd function is given; see `_regroup`."""
-        return self.weight, self.bias, self.down, self.up
-
-
-def _regroup(tensors: Sequence[Any], scales: Sequence[float]) -> list[Projection]:
-    """Put the tensors of several projections together again."""
-    fours = zip(tensors[0::4], tensors[1::4], tensors[2::4], tensors[3::4], strict=True)
-    return [Projection(*four, scale) for four, scale in zip(fours, scales, strict=True)]
-
-
-def _project(x: Tensor, by: Projection) -> tuple[Tensor, Tensor | None]:
-    """Return y (n, out) and, for the backward pass, x A' (n, r)."""
-    y = times(x, by.weight.T)
-    if by.bias is not None:
-        y.add_(by.bias)
-    if by.down is None or by.up is None:
-        return y, None
-    narrow = x @ by.down.T
-    return y.addmm_(narrow, by.up.T, alpha=by.scale), narrow
-
-
-def _input_gradient(grads: Sequence[Tensor], projections: Sequence[Projection]) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradient (n, in) of an input that several projections read, and those (n, r) of x A' for each of them."""
-    total: Tensor | None = None
-    narrow_grads: list[Tensor | None] = []
-    for grad, by in zip(grads, projections, strict=True):
-        total = times(grad, by.weight, total)
-        narrow_grad = None
-        if by.down is not None and by.up is not None:
-            narrow_grad = (grad @ by.up).mul_(by.scale)
-            total.addmm_(narrow_grad, by.down)
-        narrow_grads.append(narrow_grad)
-    assert total is not None
-    return total, narrow_grads
-
-
-def _tensor_gradients(
-    x: Tensor, grad: Tensor, narrow: Tensor | None, narrow_grad: Tensor | None, scale: float, needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """Gradients of the four tensors of a projection of x, None where they are not needed."""
-    weight, bias, down, up = needed
-    return [
-        grad.T @ x if weight else None,
-        grad.sum(0) if bias else None,
-        narrow_grad.T @ x if down and narrow_grad is not None else None,
-        (grad.T @ narrow).mul_(scale) if up and narrow is not None else None,
-    ]
-
-
-def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+from rlhf.models.projections import Group, Projection, prepared, widths
 
 
 def _restored(grads: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[Tensor | None]:
@@ -118,25 +54,20 @@ class _Projections(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype, epsilon: float, scales: Sequence[float], norm: Tensor,
-                *tensors: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
-        ctx.scales, ctx.dtypes = scales, _dtypes(tensors)
-        x, norm, cast = x.detach(), norm.detach(), _cast(tensors, dtype)
+                *tensors: Tensor | None) -> Tensor:  # fmt: skip
+        ctx.scales, ctx.sizes, ctx.dtypes = scales, widths(tensors), _dtypes(tensors)
+        x, norm, cast = x.detach(), norm.detach(), prepared(tensors, dtype)
         normed, inverse = kernels.rms_norm(x, norm, epsilon, dtype)
-        products = [_project(normed, by) for by in _regroup(cast, scales)]
-        ctx.save_for_backward(x, norm, normed, inverse, *(narrow for _, narrow in products), *cast)
-        return tuple(product for product, _ in products)
+        products, narrows = Group(cast, scales, ctx.sizes).project(normed)
+        ctx.save_for_backward(x, norm, normed, inverse, *narrows, *cast)
+        return products
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, norm, normed, inverse, *rest = ctx.saved_tensors
-        narrows, cast = rest[:3], rest[3:]
-        of_heads, needed = _regroup(cast, ctx.scales), ctx.needs_input_grad[5:]
-        normed_grad, narrow_grads = _input_gradient(grads, of_heads)
-        of_tensors: list[Tensor | None] = []
-        for number, by in enumerate(of_heads):
-            of_tensors += _tensor_gradients(
-                normed, grads[number], narrows[number], narrow_grads[number], by.scale, needed[4 * number :][:4]
-            )
+        group = Group(rest[3:], ctx.scales, ctx.sizes)
+        normed_grad, narrow_grads = group.input_gradient(grad)
+        of_tensors = group.tensor_gradients(normed, grad, rest[:3], narrow_grads, ctx.needs_input_grad[5:])
         x_grad, norm_grad = kernels.rms_norm_backward(normed_grad, x, inverse, norm, None)
         return x_grad, None, None, None, norm_grad, *_restored(of_tensors, ctx.dtypes)
 
@@ -147,43 +78,46 @@ class _BlockOutput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, attended: Tensor, dtype: torch.dtype, epsilon: float, scales: Sequence[float],
                 norm: Tensor, *tensors: Tensor | None) -> Tensor:  # fmt: skip
-        ctx.dtype, ctx.scales, ctx.dtypes = dtype, scales, _dtypes(tensors)
-        x, norm, cast = x.detach(), norm.detach(), _cast(tensors, dtype)
-        output, gate, up, down = _regroup(cast, scales)
-        attended_output, narrow_output = _project(attended, output)
+        ctx.dtype, ctx.scales, ctx.sizes, ctx.dtypes = dtype, scales, widths(tensors), _dtypes(tensors)
+        x, norm = x.detach(), norm.detach()
+        cast = [tensor for part in _THREE for tensor in prepared(tensors[4 * part.start : 4 * part.stop], dtype)]
+        output, gates, down = _BlockOutput._groups(ctx, cast)
+        attended_output, narrow_output = output.project(attended)
         middle, normed, inverse = kernels.add_rms_norm(x, attended_output, norm, epsilon, dtype)
-        gates, narrow_gate = _project(normed, gate)
-        ups, narrow_up = _project(normed, up)
-        result, narrow_down = _project(kernels.gated(gates, ups), down)
-        narrows = (narrow_output, narrow_gate, narrow_up, narrow_down)
-        ctx.save_for_backward(attended, norm, middle, normed, inverse, gates, ups, *narrows, *cast)
+        both, narrow_gates = gates.project(normed)
+        result, narrow_down = down.project(kernels.gated(both))
+        narrows = (*narrow_output, *narrow_gates, *narrow_down)
+        ctx.save_for_backward(attended, norm, middle, normed, inverse, both, *narrows, *cast)
         return middle + result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        attended, norm, middle, normed, inverse, gates, ups, *rest = ctx.saved_tensors
-        narrows, cast = rest[:4], rest[4:]
-        output, gate, up, down = _regroup(cast, ctx.scales)
+        attended, norm, middle, normed, inverse, both, *rest = ctx.saved_tensors
+        narrows, needed = rest[:4], ctx.needs_input_grad[6:]
+        output, gates, down = _BlockOutput._groups(ctx, rest[4:])
         down_grad = grad.to(ctx.dtype)
-        gated_grad, (narrow_down,) = _input_gradient([down_grad], [down])
-        gates_grad, ups_grad, gated = kernels.gated_backward(gated_grad, gates, ups)
-        normed_grad, (narrow_gate, narrow_up) = _input_gradient([gates_grad, ups_grad], [gate, up])
+        gated_grad, narrow_down = down.input_gradient(down_grad)
+        both_grad, gated = kernels.gated_backward(gated_grad, both)
+        normed_grad, narrow_gates = gates.input_gradient(both_grad)
         middle_grad, norm_grad = kernels.rms_norm_backward(normed_grad, middle, inverse, norm, grad)
         output_grad = middle_grad.to(ctx.dtype)
-        attended_grad, (narrow_output,) = _input_gradient([output_grad], [output])
-        of_tensors: list[Tensor | None] = []
-        for number, (entered, left, narrow_grad) in enumerate((
-            (attended, output_grad, narrow_output),
-            (normed, gates_grad, narrow_gate),
-            (normed, ups_grad, narrow_up),
-            (gated, down_grad, narrow_down),
-        )):  # fmt: skip
-            needed = ctx.needs_input_grad[6 + 4 * number :][:4]
-            of_tensors += _tensor_gradients(entered, left, narrows[number], narrow_grad, ctx.scales[number], needed)
+        attended_grad, narrow_output = output.input_gradient(output_grad)
+        of_tensors = [
+            *output.tensor_gradients(attended, output_grad, narrows[:1], narrow_output, needed[:4]),
+            *gates.tensor_gradients(normed, both_grad, narrows[1:3], narrow_gates, needed[4:12]),
+            *down.tensor_gradients(gated, down_grad, narrows[3:], narrow_down, needed[12:]),
+        ]
         return middle_grad, attended_grad, None, None, None, norm_grad, *_restored(of_tensors, ctx.dtypes)
 
+    @staticmethod
+    def _groups(ctx: Any, cast: Sequence[Any]) -> list[Group]:
+        return [Group(cast[4 * part.start : 4 * part.stop], ctx.scales[part], ctx.sizes[part]) for part in _THREE]
 
-def projections(x: Tensor, heads: Heads, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+
+_THREE = slice(0, 1), slice(1, 3), slice(3, 4)  # output, gate and up, down
+
+
+def projections(x: Tensor, heads: Heads, dtype: torch.dtype) -> Tensor:
     """Norm and projections of one block.
 
     Args:
@@ -192,12 +126,12 @@ def projections(x: Tensor, heads: Heads, dtype: torch.dtype) -> tuple[Tensor, Te
         dtype: Of the matrix products, and of the result.
 
     Returns:
-        Queries (n, H * d), keys (n, K * d) and values (n, K * d).
+        Queries, keys and values side by side, (n, (H + 2 K) * d).
     """
     of_heads = (heads.query, heads.key, heads.value)
     tensors = [tensor for by in of_heads for tensor in by.tensors]
     scales = [by.scale for by in of_heads]
-    result: tuple[Tensor, Tensor, Tensor] = _Projections.apply(  # type: ignore[no-untyped-call]
+    result: Tensor = _Projections.apply(  # type: ignore[no-untyped-call]
         x, dtype, heads.epsilon, scales, heads.norm, *tensors
     )
     return result

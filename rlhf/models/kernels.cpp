@@ -51,26 +51,32 @@ static void norm_backward(const T* grad, const float* x, const float* inverse, c
   }
 }
 
-// silu(gate) * up, of `count` numbers.
+// silu(gate) * up, (n, size), of gate and up side by side, (n, 2 size).
 template <class T>
-static void gate_of(const T* gate, const T* up, T* out, int64_t count, int threads) {
+static void gate_of(const T* both, T* out, int64_t n, int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads)
-  for (int64_t i = 0; i < count; i += W) {
-    const Vector x = vector_of(gate + i);
-    narrow(x / (1.0f + exponential(-x)) * vector_of(up + i), out + i);
+  for (int64_t row = 0; row < n; row++) {
+    const T *gate = both + row * 2 * size, *up = gate + size;
+    for (int64_t i = 0; i < size; i += W) {
+      const Vector x = vector_of(gate + i);
+      narrow(x / (1.0f + exponential(-x)) * vector_of(up + i), out + row * size + i);
+    }
   }
 }
 
 template <class T>
-static void gate_backward(const T* grad, const T* gate, const T* up, T* gate_grad, T* up_grad, T* out, int64_t count,
-                           int threads) {
+static void gate_backward(const T* grad, const T* both, T* both_grad, T* out, int64_t n, int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads)
-  for (int64_t i = 0; i < count; i += W) {
-    const Vector x = vector_of(gate + i), y = vector_of(up + i), slope = vector_of(grad + i);
-    const Vector sigmoid = 1.0f / (1.0f + exponential(-x)), silu = x * sigmoid;
-    narrow(slope * y * (sigmoid + silu * (1.0f - sigmoid)), gate_grad + i);
-    narrow(slope * silu, up_grad + i);
-    narrow(silu * y, out + i);
+  for (int64_t row = 0; row < n; row++) {
+    const T *gate = both + row * 2 * size, *up = gate + size;
+    T *gate_grad = both_grad + row * 2 * size, *up_grad = gate_grad + size;
+    for (int64_t i = 0; i < size; i += W) {
+      const Vector x = vector_of(gate + i), y = vector_of(up + i), slope = vector_of(grad + row * size + i);
+      const Vector sigmoid = 1.0f / (1.0f + exponential(-x)), silu = x * sigmoid;
+      narrow(slope * y * (sigmoid + silu * (1.0f - sigmoid)), gate_grad + i);
+      narrow(slope * silu, up_grad + i);
+      narrow(silu * y, out + row * size + i);
+    }
   }
 }
 
@@ -152,14 +158,14 @@ void rms_norm_backward(bool rounded, const void* grad, const float* x, const flo
   });
 }
 
-void gated(bool rounded, const void* gate, const void* up, void* out, int64_t count, int threads) {
-  in_precision(rounded, [&]<class T>(T) { gate_of((const T*)gate, (const T*)up, (T*)out, count, threads); });
+void gated(bool rounded, const void* both, void* out, int64_t n, int64_t size, int threads) {
+  in_precision(rounded, [&]<class T>(T) { gate_of((const T*)both, (T*)out, n, size, threads); });
 }
 
-void gated_backward(bool rounded, const void* grad, const void* gate, const void* up, void* gate_grad, void* up_grad,
-                    void* out, int64_t count, int threads) {
+void gated_backward(bool rounded, const void* grad, const void* both, void* both_grad, void* out, int64_t n,
+                    int64_t size, int threads) {
   in_precision(rounded, [&]<class T>(T) {
-    gate_backward((const T*)grad, (const T*)gate, (const T*)up, (T*)gate_grad, (T*)up_grad, (T*)out, count, threads);
+    gate_backward((const T*)grad, (const T*)both, (T*)both_grad, (T*)out, n, size, threads);
   });
 }
 

@@ -50,19 +50,21 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack([first * cos - second * sin, second * cos + first * sin], -2).flatten(-2).to(dtype)
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up (Shazeer, 2020), (n, I)."""
-    if native_kernels.can_run(gate.dtype, factors=[gate, up]):
-        return native_kernels.gated(gate, up)
+def gated(both: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, 2020), (n, I), of gate and up side by side, (n, 2 I)."""
+    if native_kernels.can_gate(both):
+        return native_kernels.gated(both)
+    gate, up = both.chunk(2, 1)
     return torch.nn.functional.silu(gate) * up
 
 
-def gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of gate and up, and silu(gate) * up once more."""
-    if native_kernels.can_run(gate.dtype, factors=[grad, gate, up]):
-        return native_kernels.gated_backward(grad, gate, up)
+def gated_backward(grad: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up, side by side as they are, and silu(gate) * up once more."""
+    if native_kernels.can_gate(both) and native_kernels.can_run(both.dtype, factors=[grad]):
+        return native_kernels.gated_backward(grad, both)
+    gate, up = both.chunk(2, 1)
     silu = torch.nn.functional.silu(gate)
-    return torch.ops.aten.silu_backward(grad * up, gate), grad * silu, silu * up
+    return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * silu], 1), silu * up
 
 
 def tile_softmax(

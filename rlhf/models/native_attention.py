@@ -33,9 +33,8 @@ class _Call(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("tokens", "queries", "keys", "size", "rows", "columns")),
-        *((name, c_void_p) for name in ("grid", "lengths", "begins", "repeated", "cos", "sin", "query", "key")),
-        *((name, c_void_p) for name in ("value", "out", "softmax")),
-        *((name, c_void_p) for name in ("grad", "query_grad", "key_grad", "value_grad")),
+        *((name, c_void_p) for name in ("grid", "lengths", "begins", "repeated", "cos", "sin", "heads", "out")),
+        *((name, c_void_p) for name in ("softmax", "grad", "heads_grad", "key_grad", "value_grad")),
     ]
 
 
@@ -61,59 +60,57 @@ class _NativeAttention(torch.autograd.Function):
     """See `attention`."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows,
-                size: int) -> Tensor:  # fmt: skip
-        out, softmax = torch.empty_like(query), cos.new_empty(len(query), query.shape[1] // size, 2)
-        ctx.rows, ctx.size = rows, size
-        ctx.save_for_backward(query, key, value, cos, sin, softmax)
-        _run(rows, size, False, query, key, value, cos, sin, softmax, out=out)
+    def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, queries: int, size: int) -> Tensor:
+        out, softmax = heads.new_empty(len(heads), queries * size), cos.new_empty(len(heads), queries, 2)
+        ctx.rows, ctx.queries, ctx.size = rows, queries, size
+        ctx.save_for_backward(heads, cos, sin, softmax)
+        _run(rows, queries, size, False, heads, cos, sin, softmax, out=out)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, _, cos, *_ = ctx.saved_tensors
-        tokens, rows = len(query), ctx.rows
-        query_grad = torch.empty_like(query)
+        heads, cos, *_ = ctx.saved_tensors
+        tokens, rows, queries = len(heads), ctx.rows, ctx.queries * ctx.size
+        heads_grad, keys = torch.empty_like(heads), (heads.shape[1] - queries) // 2
         # Of each token's first place, and then those of its others: the sums are float32, and rounded once.
-        both = [cos.new_empty(tokens + len(rows.repeated), key.shape[1]) for _ in range(2)]
-        _run(rows, ctx.size, True, *ctx.saved_tensors, grad=grad.contiguous(), query_grad=query_grad,
+        both = [cos.new_empty(tokens + len(rows.repeated), keys) for _ in range(2)]
+        _run(rows, ctx.queries, ctx.size, True, *ctx.saved_tensors, grad=grad.contiguous(), heads_grad=heads_grad,
              key_grad=both[0], value_grad=both[1])  # fmt: skip
         if len(rows.repeated):
             both = [part[:tokens].index_add_(0, rows.repeated, part[tokens:]) for part in both]
-        return query_grad, *(part.to(key.dtype) for part in both), None, None, None, None
+        for part, place in zip(both, torch.split(heads_grad[:, queries:], keys, 1), strict=True):
+            place.copy_(part)
+        return heads_grad, None, None, None, None, None
 
 
-def _run(rows: PackedRows, size: int, backward: bool, query: Tensor, key: Tensor, value: Tensor, cos: Tensor,
-         sin: Tensor, softmax: Tensor, **more: Tensor) -> None:  # fmt: skip
+def _run(rows: PackedRows, queries: int, size: int, backward: bool, heads: Tensor, cos: Tensor, sin: Tensor,
+         softmax: Tensor, **more: Tensor) -> None:  # fmt: skip
     tensors = {
         "grid": rows.grid, "lengths": rows.lengths, "begins": rows.begins, "repeated": rows.begins_before,
-        "query": query, "key": key, "value": value, "cos": cos, "sin": sin, "softmax": softmax, **more,
+        "heads": heads, "cos": cos, "sin": sin, "softmax": softmax, **more,
     }  # fmt: skip
     call = _Call(
-        tokens=len(query), queries=query.shape[1] // size, keys=key.shape[1] // size, size=size,
+        tokens=len(heads), queries=queries, keys=(heads.shape[1] // size - queries) // 2, size=size,
         rows=len(rows.lengths), columns=rows.grid.shape[1],
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
     )  # fmt: skip
-    function = _library().attention_float32 if query.dtype == torch.float32 else _library().attention_bfloat16
+    function = _library().attention_float32 if heads.dtype == torch.float32 else _library().attention_bfloat16
     function(call, backward, torch.get_num_threads())
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, size: int
-) -> Tensor:
+def attention(heads: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, queries: int, size: int) -> Tensor:
     """Turn queries and keys by their positions' angles, and let each token attend to its row up to itself.
 
     Args:
-        query: (n, H * d), in float32 or bfloat16 as are key and value.
-        key: (n, K * d), where K divides H.
-        value: (n, K * d).
+        heads: Queries, keys and values side by side, (n, (H + 2 K) * d), where K divides H; in float32 or bfloat16.
         cos: (n, 1, d / 2) float32, as is sin.
         sin: See cos.
         rows: How the n tokens are packed; `can_run` said yes to them.
+        queries: H.
         size: d.
 
     Returns:
         (n, H * d).
     """
-    result: Tensor = _NativeAttention.apply(query, key, value, cos, sin, rows, size)  # type: ignore[no-untyped-call]
+    result: Tensor = _NativeAttention.apply(heads, cos, sin, rows, queries, size)  # type: ignore[no-untyped-call]
     return result

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.models import native
-from rlhf.models.fused import FeedForward, Heads, Projection
+from rlhf.models.fused import FeedForward, Heads
 from rlhf.models.packed import rounded_up
+from rlhf.models.projections import Projection
 
 _SOURCE = Path(__file__).with_name("decoding.cpp")
 _COLUMNS, _ROWS = 16, 8  # what numbers of tokens are filled up to, and what numbers of rows of matrices must divide by

@@ -21,8 +21,8 @@ _CHUNK = 64  # rows whose sum is made one by one
 _ARGUMENTS = {  # before the number of threads
     "rms_norm": [c_bool, *[c_void_p] * 3, c_float, *[c_void_p] * 3, *[c_int64] * 2],
     "rms_norm_backward": [c_bool, *[c_void_p] * 7, *[c_int64] * 3],
-    "gated": [c_bool, *[c_void_p] * 3, c_int64],
-    "gated_backward": [c_bool, *[c_void_p] * 6, c_int64],
+    "gated": [c_bool, *[c_void_p] * 2, *[c_int64] * 2],
+    "gated_backward": [c_bool, *[c_void_p] * 4, *[c_int64] * 2],
     "peaks": [c_void_p, c_float, c_void_p, *[c_int64] * 3],
     "powers": [c_bool, c_void_p, c_float, *[c_void_p] * 3, *[c_int64] * 3],
     "rounded_product": [c_bool, *[c_void_p] * 3, *[c_int64] * 3],
@@ -89,18 +89,23 @@ def rms_norm_backward(
     return x_grad, weight_grad.sum(0)
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
+def can_gate(both: Tensor) -> bool:
+    """Whether `gated` can run, and `gated_backward` with a gradient that `can_run` says yes to."""
+    return both.shape[-1] % (2 * _EVEN) == 0 and can_run(both.dtype, factors=[both])
+
+
+def gated(both: Tensor) -> Tensor:
     """See `kernels.gated`."""
-    out = torch.empty_like(gate)
-    _call("gated", _rounded(gate.dtype), gate, up, out, out.numel())
+    out = both.new_empty(len(both), both.shape[1] // 2)
+    _call("gated", _rounded(both.dtype), both, out, *out.shape)
     return out
 
 
-def gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def gated_backward(grad: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
     """See `kernels.gated_backward`."""
-    gate_grad, up_grad, out = torch.empty_like(gate), torch.empty_like(gate), torch.empty_like(gate)
-    _call("gated_backward", _rounded(gate.dtype), grad, gate, up, gate_grad, up_grad, out, out.numel())
-    return gate_grad, up_grad, out
+    both_grad, out = torch.empty_like(both), torch.empty_like(grad)
+    _call("gated_backward", _rounded(both.dtype), grad, both, both_grad, out, *out.shape)
+    return both_grad, out
 
 
 def tile_softmax(logits: Tensor, temperature: float, powers: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,9 @@ NARROW, WIDE = 512, 1024  # columns of the result between which many rows are mu
 PART = 256  # rows for each thread
 
 
-def times(x: Tensor, matrix: Tensor, onto: Tensor | None = None) -> Tensor:
-    """Return x (n, k) @ matrix (k, m), added in place to `onto` (n, m) if that is given."""
+def times(x: Tensor, matrix: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """Write x (n, k) @ matrix (k, m) to `out` (n, m), or add it to what is there."""
     rows = PART * torch.get_num_threads()
-    if len(x) <= rows or not NARROW < matrix.shape[1] <= WIDE or x.dtype != torch.bfloat16 or x.device.type != "cpu":
-        return x @ matrix if onto is None else onto.addmm_(x, matrix)
-    result = x.new_empty(len(x), matrix.shape[1]) if onto is None else onto
-    for factor, part in zip(torch.split(x, rows), torch.split(result, rows), strict=True):
-        torch.mm(factor, matrix, out=part) if onto is None else part.addmm_(factor, matrix)
-    return result
+    in_parts = x.dtype == torch.bfloat16 and x.device.type == "cpu" and NARROW < matrix.shape[1] <= WIDE
+    for factor, part in zip(*(torch.split(y, rows if in_parts else max(len(x), 1)) for y in (x, out)), strict=True):
+        part.addmm_(factor, matrix) if add else torch.mm(factor, matrix, out=part)

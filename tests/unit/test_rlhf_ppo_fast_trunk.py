@@ -149,6 +149,23 @@ def test_frozen_weights_get_no_gradient() -> None:
     assert not any("layers.0" in name or "embed" in name for name in got)
 
 
+@pytest.mark.parametrize("lowered", [False, True])
+def test_weights_beside_frozen_ones_learn_as_if_these_were_not(lowered: bool) -> None:
+    found = []
+    for frozen in ((), ("k_proj", "up_proj"), ("q_proj", "v_proj", "gate_proj")):
+        model = llama().float() if lowered else llama()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.split(".")[-2] not in frozen)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lowered):
+            hidden = fast_trunk.run(model.model, packed(), everything(packed()))
+        found.append(gradients(model, hidden))
+    everyone, *some = found
+    assert [len(everyone) - len(of_some) for of_some in some] == [4, 6]
+    for of_some in some:
+        for name, gradient in of_some.items():
+            torch.testing.assert_close(gradient, everyone[name], rtol=1e-9, atol=1e-11)
+
+
 def test_bfloat16_products_round_as_autocast_does() -> None:
     model, rows = llama().float(), packed()
     exact = fast_trunk.run(model.model, rows, everything(rows))

@@ -48,9 +48,11 @@ def by_torch(tensors, angles, rows, size, dtype):
 
 
 def by_ours(tensors, angles, rows, size):
-    query, key, value, grad = (tensor.clone().requires_grad_() for tensor in tensors)
-    out = native_attention.attention(query, key, value, *angles, rows, size)
-    return [out, *torch.autograd.grad(out, (query, key, value), grad.detach())]
+    *apart, grad = tensors
+    heads = torch.cat(apart, 1).requires_grad_()
+    out = native_attention.attention(heads, *angles, rows, grad.shape[1] // size, size)
+    (learnt,) = torch.autograd.grad(out, heads, grad)
+    return [out, *learnt.split([part.shape[1] for part in apart], 1)]
 
 
 @pytest.mark.parametrize("spread", [1.0, 8.0])  # 8: nearly all weight on one key
@@ -119,9 +121,9 @@ def calls(monkeypatch):
     """How often compiled attention was called, forward (False) and backward (True)."""
     made, run = [], native_attention._run
 
-    def recorded(rows, size, backward, *tensors, **more):
+    def recorded(rows, queries, size, backward, *tensors, **more):
         made.append(backward)
-        run(rows, size, backward, *tensors, **more)
+        run(rows, queries, size, backward, *tensors, **more)
 
     monkeypatch.setattr(native_attention, "_run", recorded)
     return made

@@ -64,11 +64,11 @@ def test_gradients_of_norms(rows, size, residual, dtype, compiled, calls):
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("spread", [1.0, 40.0])  # 40: sigmoids of 0 and 1
 def test_gates(spread, dtype, compiled, calls):
-    gate, up, grad = (numbers(5, size, spread=by).to(dtype)[:, :48].contiguous()
+    gate, up, grad = (numbers(5, size, spread=by).to(dtype)[:, :48]
                       for size, by in ((48, spread), (49, 1.0), (50, 1.0)))  # fmt: skip
-    wide = grad.double(), gate.double(), up.double()
-    agree([kernels.gated(gate, up)], [kernels.gated(*wide[1:])], [dtype])
-    agree(kernels.gated_backward(grad, gate, up), kernels.gated_backward(*wide), [dtype] * 3)
+    both, grad = torch.cat([gate, up], 1), grad.contiguous()
+    agree([kernels.gated(both)], [kernels.gated(both.double())], [dtype])
+    agree(kernels.gated_backward(grad, both), kernels.gated_backward(grad.double(), both.double()), [dtype] * 2)
     assert calls == ["gated", "gated_backward"]
 
 
@@ -145,7 +145,7 @@ def test_logprobs_and_their_gradients_are_those_of_float64(room, dtype, compiled
     "tensor",
     [
         pytest.param(lambda: numbers(4, 32).double(), id="float64"),
-        pytest.param(lambda: numbers(4, 17), id="not of sixteens"),
+        pytest.param(lambda: numbers(4, 18), id="not of sixteens"),
         pytest.param(lambda: numbers(32, 32).T, id="with gaps"),
         pytest.param(lambda: numbers(4, 32).to("meta"), id="elsewhere"),
     ],
@@ -157,7 +157,15 @@ def test_what_the_code_cannot_run_is_left_to_torch(tensor, compiled, calls):
     assert not native_kernels.can_run(torch.float32, others=[tensor(), plain])
     x, weight = tensor(), torch.ones(1).to(tensor())
     assert kernels.rms_norm(x, weight, 1e-6, x.dtype)[0].shape == x.shape
-    assert kernels.gated(x, x).shape == x.shape
+    assert kernels.gated(x).shape == (len(x), x.shape[1] // 2)
+    assert calls == []
+
+
+def test_gates_are_left_to_torch_if_one_of_both_does_not_come_in_sixteens(compiled, calls):
+    both, grad = numbers(4, 48), numbers(4, 24)
+    assert native_kernels.can_run(torch.float32, factors=[both])
+    assert torch.equal(kernels.gated(both), torch.nn.functional.silu(both[:, :24]) * both[:, 24:])
+    assert kernels.gated_backward(grad, both)[0].shape == both.shape
     assert calls == []
 
 
@@ -184,14 +192,14 @@ def test_bfloat16_is_left_to_torch_where_the_processor_does_not_multiply_it(comp
 
 
 def test_nothing_is_compiled_unless_it_is_wanted(calls):
-    kernels.gated(numbers(4, 32), numbers(4, 32))
+    kernels.gated(numbers(4, 32))
     kernels.tile_softmax(numbers(4, 32), torch.zeros(32, dtype=torch.long), 1.0, None)
     assert calls == []
 
 
 def test_a_compiler_that_fails_costs_speed_alone(failing_compiler, caplog):
-    gate, up = numbers(4, 32), numbers(4, 32)
+    both = numbers(4, 32)
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(kernels.gated(gate, up), torch.nn.functional.silu(gate) * up)
-        kernels.gated(gate, up)
+        assert torch.equal(kernels.gated(both), torch.nn.functional.silu(both[:, :16]) * both[:, 16:])
+        kernels.gated(both)
     assert ["unrecognised option -fopenmp" in record.message for record in caplog.records] == [True]

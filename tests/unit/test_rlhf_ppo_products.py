@@ -18,12 +18,15 @@ def factors(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor
 
 def test_products_in_parts_are_the_plain_ones(factors: tuple[torch.Tensor, torch.Tensor]) -> None:
     x, matrix = factors
-    torch.testing.assert_close(times(x, matrix), x @ matrix, rtol=0, atol=0)
+    wide = torch.ones(len(x), 700).bfloat16()
+    times(x, matrix, wide[:, 50:650])
+    torch.testing.assert_close(wide[:, 50:650], x @ matrix, rtol=0, atol=0)
+    assert (wide[:, [*range(50), *range(650, 700)]] == 1).all()
 
 
 def test_products_are_added_in_place(factors: tuple[torch.Tensor, torch.Tensor]) -> None:
     x, matrix = factors
     for dtype in (torch.bfloat16, torch.float32):  # in parts and whole
         total = torch.ones(len(x), 600, dtype=dtype)
-        assert times(x.to(dtype), matrix.to(dtype), total) is total
+        times(x.to(dtype), matrix.to(dtype), total, add=True)
         torch.testing.assert_close(total, (x.float() @ matrix.float() + 1).to(dtype), rtol=0, atol=0)

@@ -72,10 +72,10 @@ FAULTS = (
     Fault(
         "compiled-keys-of-another-group",
         "models/attention.cpp",
-        "for (int64_t head = shared * group; head < (shared + 1) * group; head++) {\n      take(call.query, "
-        "call.queries, head, true, query);\n      for",
-        "for (int64_t head = shared; head < call.queries; head += call.keys) {\n      take(call.query, "
-        "call.queries, head, true, query);\n      for",
+        "for (int64_t head = shared * group; head < (shared + 1) * group; head++) {\n      take(call.heads, "
+        "call.all(), head, true, query);\n      for",
+        "for (int64_t head = shared; head < call.queries; head += call.keys) {\n      take(call.heads, "
+        "call.all(), head, true, query);\n      for",
         "heads attend to the keys of others",
         _ATTENTION,
     ),
