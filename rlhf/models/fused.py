@@ -72,6 +72,9 @@ class _Projections(torch.autograd.Function):
         return x_grad, None, None, None, norm_grad, *_restored(of_tensors, ctx.dtypes)
 
 
+_GROUPS = slice(0, 1), slice(1, 3), slice(3, 4)  # of `block_output`'s projections: output; gate and up; down
+
+
 class _BlockOutput(torch.autograd.Function):
     """See `block_output`."""
 
@@ -80,7 +83,7 @@ class _BlockOutput(torch.autograd.Function):
                 norm: Tensor, *tensors: Tensor | None) -> Tensor:  # fmt: skip
         ctx.dtype, ctx.scales, ctx.sizes, ctx.dtypes = dtype, scales, widths(tensors), _dtypes(tensors)
         x, norm = x.detach(), norm.detach()
-        cast = [tensor for part in _THREE for tensor in prepared(tensors[4 * part.start : 4 * part.stop], dtype)]
+        cast = [tensor for part in _GROUPS for tensor in prepared(tensors[4 * part.start : 4 * part.stop], dtype)]
         output, gates, down = _BlockOutput._groups(ctx, cast)
         attended_output, narrow_output = output.project(attended)
         middle, normed, inverse = kernels.add_rms_norm(x, attended_output, norm, epsilon, dtype)
@@ -111,10 +114,7 @@ class _BlockOutput(torch.autograd.Function):
 
     @staticmethod
     def _groups(ctx: Any, cast: Sequence[Any]) -> list[Group]:
-        return [Group(cast[4 * part.start : 4 * part.stop], ctx.scales[part], ctx.sizes[part]) for part in _THREE]
-
-
-_THREE = slice(0, 1), slice(1, 3), slice(3, 4)  # output, gate and up, down
+        return [Group(cast[4 * part.start : 4 * part.stop], ctx.scales[part], ctx.sizes[part]) for part in _GROUPS]
 
 
 def projections(x: Tensor, heads: Heads, dtype: torch.dtype) -> Tensor:

@@ -14,8 +14,9 @@ constexpr int W = 16;  // numbers in a register
 #else
 constexpr int W = 8;
 #endif
-constexpr int R = 8;  // rows of a left factor at a time, and
-constexpr int64_t V = W == 16 ? 2 : 1;  // vectors of columns of a right one: their sums stay in registers
+// Rows of a left factor, and vectors of columns of a right one, that are multiplied at a time: sums stay in registers.
+constexpr int R = 8;
+constexpr int64_t V = W == 16 ? 2 : 1;
 
 typedef float Vector __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t Whole __attribute__((vector_size(4 * W), aligned(4)));
