@@ -60,7 +60,7 @@ def gated(both: Tensor) -> Tensor:
 
 def gated_backward(grad: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up, side by side as they are, and silu(gate) * up once more."""
-    if native_kernels.can_gate(both) and native_kernels.can_run(both.dtype, factors=[grad]):
+    if native_kernels.can_gate(both, grad):
         return native_kernels.gated_backward(grad, both)
     gate, up = both.chunk(2, 1)
     silu = torch.nn.functional.silu(gate)

@@ -89,9 +89,9 @@ def rms_norm_backward(
     return x_grad, weight_grad.sum(0)
 
 
-def can_gate(both: Tensor) -> bool:
-    """Whether `gated` can run, and `gated_backward` with a gradient that `can_run` says yes to."""
-    return both.shape[-1] % (2 * _EVEN) == 0 and can_run(both.dtype, factors=[both])
+def can_gate(both: Tensor, *grads: Tensor) -> bool:
+    """Whether `gated` can run, or `gated_backward` with a gradient."""
+    return both.shape[-1] % (2 * _EVEN) == 0 and can_run(both.dtype, factors=[both, *grads])
 
 
 def gated(both: Tensor) -> Tensor:

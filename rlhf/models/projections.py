@@ -99,13 +99,13 @@ def widths(tensors: Sequence[Any]) -> list[int]:
     return [len(weight) for weight in tensors[0::4]]
 
 
-def prepared(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+def prepared(tensors: Sequence[Any], dtype: torch.dtype) -> list[Tensor | None]:
     """Bring the tensors of a `Group` to the precision of the products; weights that must be copied become one."""
-    weights = [weight for weight in tensors[0::4] if weight is not None]
+    sizes, weights = widths(tensors), tensors[0::4]
     if len(weights) == 1 or all(weight.dtype == dtype for weight in weights):
         return _cast(tensors, dtype)
-    whole = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1], dtype=dtype)
-    for part, weight in zip(torch.split(whole, [len(weight) for weight in weights]), weights, strict=True):
+    whole = weights[0].new_empty(sum(sizes), weights[0].shape[1], dtype=dtype)
+    for part, weight in zip(torch.split(whole, sizes), weights, strict=True):
         part.copy_(weight)
     small = _cast([tensor if number % 4 else None for number, tensor in enumerate(tensors)], dtype)
     return [whole, *small[1:]]
