@@ -4,49 +4,34 @@
 // sums over rows are given chunk by chunk, so that they do not depend on the number of threads.
 #include <vector>
 
-#include "vectors.h"
+#include "formulas.h"
 
 // x (n, D), then addend (n, D) or null, which is added to x in `total`; normed (n, D), inverse (n,).
 template <class T>
 static void norm(const float* x, const T* addend, const float* weight, float epsilon, float* total, T* normed,
-                     float* inverse, int64_t n, int64_t size, int threads) {
+                 float* inverse, int64_t n, int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads)
-  for (int64_t row = 0; row < n * size; row += size) {
-    const float* of = addend ? total + row : x + row;
-    Vector squares = {};
-    for (int64_t i = 0; i < size; i += W) {
-      Vector value = vector_of(x + row + i);
-      if (addend) *(Vector*)(total + row + i) = value += vector_of(addend + row + i);
-      squares += value * value;
-    }
-    const float factor = inverse[row / size] = 1 / std::sqrt(sum(squares) / float(size) + epsilon);
-    for (int64_t i = 0; i < size; i += W) narrow(vector_of(of + i) * factor * vector_of(weight + i), normed + row + i);
+  for (int64_t row = 0; row < n; row++) {
+    const int64_t start = row * size;
+    for (int64_t i = start; addend && i < start + size; i += W)
+      *(Vector*)(total + i) = vector_of(x + i) + vector_of(addend + i);
+    inverse[row] = norm_row((addend ? total : x) + start, weight, epsilon, size, normed + start);
   }
 }
 
 // Gradients of x (n, D) and, for each chunk, of the weight (chunks, D); straight (n, D) or null.
 template <class T>
 static void norm_backward(const T* grad, const float* x, const float* inverse, const float* weight,
-                              const float* straight, float* x_grad, float* weight_grad, int64_t n, int64_t size,
-                              int64_t chunk, int threads) {
+                          const float* straight, float* x_grad, float* weight_grad, int64_t n, int64_t size,
+                          int64_t chunk, int threads) {
 #pragma omp parallel for num_threads(threads)
   for (int64_t first = 0; first < n; first += chunk) {
     float* sums = weight_grad + first / chunk * size;
     std::fill(sums, sums + size, 0.0f);
     for (int64_t row = first; row < std::min(first + chunk, n); row++) {
       const int64_t start = row * size;
-      Vector along = {};
-      for (int64_t i = 0; i < size; i += W) {
-        const Vector slope = vector_of(grad + start + i), unit = vector_of(x + start + i) * inverse[row];
-        along += slope * vector_of(weight + i) * unit;
-        *(Vector*)(sums + i) += slope * unit;
-      }
-      const float mean = sum(along) / float(size);
-      for (int64_t i = 0; i < size; i += W) {
-        const Vector slope = vector_of(grad + start + i), unit = vector_of(x + start + i) * inverse[row];
-        const Vector through = (slope * vector_of(weight + i) - unit * mean) * inverse[row];
-        *(Vector*)(x_grad + start + i) = straight ? vector_of(straight + start + i) + through : through;
-      }
+      norm_row_backward(grad + start, x + start, inverse[row], weight, straight ? straight + start : nullptr,
+                        x_grad + start, sums, size);
     }
   }
 }
@@ -57,10 +42,8 @@ static void gate_of(const T* both, T* out, int64_t n, int64_t size, int threads)
 #pragma omp parallel for num_threads(threads)
   for (int64_t row = 0; row < n; row++) {
     const T *gate = both + row * 2 * size, *up = gate + size;
-    for (int64_t i = 0; i < size; i += W) {
-      const Vector x = vector_of(gate + i);
-      narrow(x / (1.0f + exponential(-x)) * vector_of(up + i), out + row * size + i);
-    }
+    for (int64_t i = 0; i < size; i += W)
+      narrow(gated_of(vector_of(gate + i), vector_of(up + i)), out + row * size + i);
   }
 }
 
@@ -71,11 +54,10 @@ static void gate_backward(const T* grad, const T* both, T* both_grad, T* out, in
     const T *gate = both + row * 2 * size, *up = gate + size;
     T *gate_grad = both_grad + row * 2 * size, *up_grad = gate_grad + size;
     for (int64_t i = 0; i < size; i += W) {
-      const Vector x = vector_of(gate + i), y = vector_of(up + i), slope = vector_of(grad + row * size + i);
-      const Vector sigmoid = 1.0f / (1.0f + exponential(-x)), silu = x * sigmoid;
-      narrow(slope * y * (sigmoid + silu * (1.0f - sigmoid)), gate_grad + i);
-      narrow(slope * silu, up_grad + i);
-      narrow(silu * y, out + row * size + i);
+      const GateGradient of = gated_backward_of(vector_of(grad + row * size + i), vector_of(gate + i), vector_of(up + i));
+      narrow(of.gate, gate_grad + i);
+      narrow(of.up, up_grad + i);
+      narrow(of.gated, out + row * size + i);
     }
   }
 }
@@ -133,12 +115,6 @@ static void product_of(const T* w, const float* x, float* out, int64_t v, int64_
       });
     }
   }
-}
-
-// Call f with a number of the precision.
-template <class Function>
-static void in_precision(bool rounded, Function f) {
-  rounded ? f(bfloat16{}) : f(0.0f);
 }
 
 extern "C" {

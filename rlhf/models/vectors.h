@@ -23,6 +23,12 @@ typedef int32_t Whole __attribute__((vector_size(4 * W), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(2 * W), aligned(2)));
 struct bfloat16 { uint16_t bits; };
 
+// Call f with a number of the precision.
+template <class Function>
+static inline void in_precision(bool rounded, Function f) {
+  rounded ? f(bfloat16{}) : f(0.0f);
+}
+
 // Whether products of bfloat16 are fast; each library that includes this says so to native.py.
 extern "C" int multiplies_bfloat16() {
 #ifdef __AVX512BF16__

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 # Where a wrong result would come from; the others hold types, names and messages.
 FILES = {
     "actor_critic", "advantages", "batch", "cache", "checkpoint", "clipping", "config", "critics", "kl", "logprobs",
-    "losses", "masked", "metrics", "noise", "rollout", "rollout_policy", "sampler", "scoring", "setup", "token_dataset",
-    "token_rewards", "trainer", "update", "models/attention", "models/decoding", "models/fast_trunk",
-    "models/freed_memory", "models/fused", "models/kernels", "models/native", "models/native_attention",
-    "models/native_decoding", "models/native_kernels", "models/packed", "models/precision", "models/products",
-    "models/projections", "models/vectors",
+    "losses", "masked", "metrics", "noise", "rollout", "rollout_policy", "sampler", "scoring", "setup",
+    "token_dataset", "token_rewards", "trainer", "update", "models/attention", "models/decoding",
+    "models/fast_trunk", "models/formulas", "models/freed_memory", "models/fused", "models/kernels", "models/native",
+    "models/native_attention", "models/native_decoding", "models/native_kernels",
+    "models/packed", "models/precision", "models/products", "models/projections", "models/vectors",
 }  # fmt: skip
 
 
