@@ -13,15 +13,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.shapes import Shape, build
 from benchmarks.trainers import PHASES, Mode, shape_options, train
-from rlhf.models import native_decoding, native_kernels
+from rlhf.models import native_blocks, native_decoding, native_kernels
 from rlhf.ppo import PPOTrainer
 
 KINDS = ("products", "attention", "other")
 _COMPILED = "compiled "  # before the name of a C++ function, which the profiler would not see
-# Compiled decoding is mostly products.
-_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", *(
-    _COMPILED + name for name in ("decode_float32", "decode_bfloat16", "product_float32", "rounded_product")
-))  # fmt: skip
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", *(_COMPILED + name for name in (
+    "decode_float32", "decode_bfloat16", "product_float32", "rounded_product",
+    "project", "project_backward", "finish", "finish_backward",
+)))  # fmt: skip  # compiled decoding and blocks are mostly products
 _ATTENTION = (  # of models/attention.py and models/native_attention.py
     "aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data",
     "_NativeAttention", "_NativeAttentionBackward",
@@ -42,7 +42,7 @@ def breakdown(mode: Mode, shape: Shape) -> Seconds:
     taken: Seconds = {}
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
-        for module in (native_decoding, native_kernels):
+        for module in (native_blocks, native_decoding, native_kernels):
             stack.enter_context(_calls_named(module))
         for phase in PHASES:
             stack.enter_context(_second_call_profiled(phase, taken))
@@ -54,9 +54,9 @@ def breakdown(mode: Mode, shape: Shape) -> Seconds:
 def _calls_named(module: Any) -> Iterator[None]:
     call = module._call
 
-    def named(name: str, *arguments: Any) -> None:
+    def named(name: str, *arguments: Any, **more: Any) -> None:
         with record_function(_COMPILED + name):
-            call(name, *arguments)
+            call(name, *arguments, **more)
 
     with mock.patch.object(module, "_call", named):
         yield

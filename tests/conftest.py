@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.models import native, native_attention, native_decoding, native_kernels
+from rlhf.models import native, native_attention, native_blocks, native_decoding, native_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def failing_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def fails(command: list[str], **_: Any) -> None:
         raise subprocess.CalledProcessError(1, command, stderr="unrecognised option -fopenmp")
 
-    modules = (native_attention, native_decoding, native_kernels)
+    modules = (native_attention, native_blocks, native_decoding, native_kernels)
     for module in modules:
         module._library.cache_clear()
     monkeypatch.setattr(native.subprocess, "run", fails)

@@ -23,9 +23,9 @@ def recorded_calls(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[str]:
     made: list[str] = []
     call = module._call
 
-    def recorded(name: str, *arguments: Any) -> None:
+    def recorded(name: str, *arguments: Any, **more: Any) -> None:
         made.append(name)
-        call(name, *arguments)
+        call(name, *arguments, **more)
 
     monkeypatch.setattr(module, "_call", recorded)
     return made

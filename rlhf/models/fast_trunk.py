@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaModel, MistralModel, Qwen2Model
 
-from rlhf.models import kernels, native_attention
+from rlhf.models import fused, kernels, native_attention, native_blocks
 from rlhf.models.attention import causal_attention, turned_heads
-from rlhf.models.fused import FeedForward, Heads, block_output, projections
+from rlhf.models.fused import FeedForward, Heads
 from rlhf.models.packed import PackedRows, evened
 from rlhf.models.projections import Projection
 
@@ -44,6 +44,11 @@ def _matrices(block: Any) -> tuple[nn.Module, ...]:
         attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
         feed_forward.gate_proj, feed_forward.up_proj, feed_forward.down_proj,
     )  # fmt: skip
+
+
+def _are_matrices(block: Any) -> bool:
+    """Whether no layer of a block has an adapter, on or off."""
+    return all(type(layer) is nn.Linear for layer in _matrices(block))
 
 
 def _is_plain(layer: Any) -> bool:
@@ -132,12 +137,15 @@ def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Keep | None = None) ->
         angles = trunk.rotary_emb(x, rows.positions[None])
         cos, sin = (part[0, :, None, : part.shape[-1] // 2].contiguous() for part in angles)
         for number, (heads, layer) in enumerate(blocks(trunk)):
-            products, queries = projections(x, heads, dtype), len(heads.query.weight) // heads.size
+            # A block with its adapters off is run like the same one with adapters that do nothing yet: to the bit.
+            compiled = _are_matrices(trunk.layers[number]) and native_blocks.can_run(heads, layer, dtype)
+            by = native_blocks if compiled else fused
+            products, queries = by.projections(x, heads, dtype), len(heads.query.weight) // heads.size
             attended = _attended(products, cos, sin, rows, queries, heads.size, partial(keep, number) if keep else None)
             if number + 1 == len(trunk.layers):  # a token that several rows share may be read for each of them
                 wanted, places = torch.unique(read, return_inverse=True)
                 wanted = evened(wanted) if even else wanted
                 x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)
-            x = block_output(x, attended, layer, dtype)
+            x = by.block_output(x, attended, layer, dtype)
         x = nn.functional.rms_norm(x, x.shape[-1:], trunk.norm.weight.to(x.dtype), epsilon(trunk.norm))
         return x.index_select(0, places)

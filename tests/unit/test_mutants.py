@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 FILES = {
     "actor_critic", "advantages", "batch", "cache", "checkpoint", "clipping", "config", "critics", "kl", "logprobs",
     "losses", "masked", "metrics", "noise", "rollout", "rollout_policy", "sampler", "scoring", "setup",
-    "token_dataset", "token_rewards", "trainer", "update", "models/attention", "models/decoding",
+    "token_dataset", "token_rewards", "trainer", "update", "models/attention", "models/blocks", "models/decoding",
     "models/fast_trunk", "models/formulas", "models/freed_memory", "models/fused", "models/kernels", "models/native",
-    "models/native_attention", "models/native_decoding", "models/native_kernels",
+    "models/native_attention", "models/native_blocks", "models/native_decoding", "models/native_kernels",
     "models/packed", "models/precision", "models/products", "models/projections", "models/vectors",
 }  # fmt: skip
 

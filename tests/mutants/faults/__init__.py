@@ -1,7 +1,7 @@
 """Every fault: in the mathematics, in episodes, in sampling, in the trainer's parts, the loop, kernels and memory."""
 
 from ..fault import Fault
-from . import blocks, compiled, decoding, episodes, learning, mathematics, memory, sampling, updates
+from . import blocks, compiled, compiled_blocks, decoding, episodes, learning, mathematics, memory, sampling, updates
 
 FAULTS: tuple[Fault, ...] = (
     *mathematics.FAULTS,
@@ -11,6 +11,7 @@ FAULTS: tuple[Fault, ...] = (
     *updates.FAULTS,
     *blocks.FAULTS,
     *compiled.FAULTS,
+    *compiled_blocks.FAULTS,
     *decoding.FAULTS,
     *memory.FAULTS,
 )
