@@ -4,8 +4,6 @@
 // other twice: before the chunks, until the weights are laid out as right factors, and in a backward pass behind them,
 // because gradients of weights are sums over all tokens. T is the precision of the factors, S that of the weights; sums
 // are float32. Results do not depend on the number of threads.
-#include <vector>
-
 #include "formulas.h"
 #include "products.h"
 
@@ -37,10 +35,10 @@ struct Weight {
 
 // Rows x (n, columns) in the precision of the factors, filled up to R with zeros.
 template <class S, class T>
-static const T* filled_up(const S* x, int64_t n, int64_t columns, std::vector<T>& out) {
-  for (int64_t i = 0; i < n * columns; i += W) narrow(vector_of(x + i), &out[i]);
-  std::fill_n(&out[n * columns], (by_rows(n) - n) * columns, T{});
-  return out.data();
+static const T* filled_up(const S* x, int64_t n, int64_t columns, T* out) {
+  for (int64_t i = 0; i < n * columns; i += W) narrow(vector_of(x + i), out + i);
+  std::fill_n(out + n * columns, (by_rows(n) - n) * columns, T{});
+  return out;
 }
 
 // What a thread needs to take chunks of tokens through a half of a block.
@@ -49,8 +47,8 @@ struct Half {
   const Call& call;
   const int64_t D = call.size, H = call.heads, K = call.keys, I = call.wide, all = H + 2 * K, depth = by_rows(call.n);
   int64_t first = 0, n = 0;  // of the chunk
-  std::vector<T> left, both;
-  std::vector<float> numbers;
+  Buffer<T> left, both;
+  Buffer<float> numbers;
 
   explicit Half(const Call& call)
       : call(call), left(call.chunk * std::max({D, I, all})), both(call.chunk * 2 * I), numbers(call.chunk * D) {}
@@ -67,7 +65,7 @@ struct Half {
 #pragma omp for schedule(static) nowait
       for (int64_t row = 0; row < rows; row += W) {
         const S* from = (const S*)data + row * size;
-        transposed ? to_columns(from, W, before + row, out) : to_strips(from, W, before + row, out);
+        transposed ? to_columns(from, before + row, out) : to_strips(from, W, before + row, out);
       }
       before += rows;
     }
@@ -86,10 +84,10 @@ struct Half {
   // The chunk's norms, to the left of a product.
   const T* norm(const float* x) {
     for (int64_t r = 0; r < n; r++)
-      call.inverse[first + r] = norm_row(x + r * D, call.norm, call.epsilon, D, &left[r * D]);
-    std::fill_n(&left[n * D], (by_rows(n) - n) * D, T{});
-    if (call.normed) std::copy_n(&left[0], n * D, of_chunk((T*)call.normed, D));
-    return left.data();
+      call.inverse[first + r] = norm_row(x + r * D, call.norm, call.epsilon, D, left.data + r * D);
+    std::fill_n(left.data + n * D, (by_rows(n) - n) * D, T{});
+    if (call.normed) std::copy_n(left.data + 0, n * D, of_chunk((T*)call.normed, D));
+    return left.data;
   }
 
   // Gradients of x (n, D), from those of its norms in `numbers`.
@@ -97,21 +95,21 @@ struct Half {
     float *sums = call.norm_grad + first / call.chunk * D, *x_grad = of_chunk(call.x_grad, D);
     std::fill_n(sums, D, 0.0f);
     for (int64_t r = 0; r < n; r++)
-      norm_row_backward(&numbers[r * D], x + r * D, call.inverse[first + r], call.norm,
+      norm_row_backward(numbers.data + r * D, x + r * D, call.inverse[first + r], call.norm,
                         straight ? straight + r * D : nullptr, x_grad + r * D, sums, D);
   }
 
   // Rows of the chunk as rows of a right factor.
   template <class X>
   const T* keep(const X* x, int64_t columns, const Strips<T>& out) {
-    filled_up(of_chunk(x, columns), n, columns, left);
-    to_strips(left.data(), by_rows(n), first, out);
-    return left.data();
+    filled_up(of_chunk(x, columns), n, columns, left.data);
+    to_strips(left.data, by_rows(n), first, out);
+    return left.data;
   }
 
   void to_numbers(const T* grad, const Strips<T>& weight) {
     times(grad, n, weight, [&](int64_t row, int64_t c, const Vector(&sums)[R]) {
-      for (int64_t r = 0; r < R; r++) *(Vector*)&numbers[(row + r) * D + c] = sums[r];
+      for (int64_t r = 0; r < R; r++) *(Vector*)(numbers.data + (row + r) * D + c) = sums[r];
     });
   }
 
@@ -134,8 +132,8 @@ struct Half {
       for (int64_t r = 0; r < R; r++) {
         const int64_t at = (row + r) * 2 * I + c;
         if (row + r < n) of[r] = gated_backward_of(sums[r], vector_of(known + at), vector_of(known + at + I));
-        narrow(of[r].gate, &both[at]);
-        narrow(of[r].up, &both[at + I]);
+        narrow(of[r].gate, both.data + at);
+        narrow(of[r].up, both.data + at + I);
       }
       for (int64_t r = 0; r < R; r += 2) {
         const int64_t at = first + row + r;
@@ -144,7 +142,7 @@ struct Half {
         gated.store(at, c, of[r].gated, of[r + 1].gated);
       }
     });
-    return both.data();
+    return both.data;
   }
 
   static void gradient_of(const Strips<T>& left, const Strips<T>& right, float* out) {
@@ -179,16 +177,16 @@ struct Half {
     lay_out({{call.down, D}}, I, true, down);
     each_chunk([&] {
       float* middle = of_chunk(call.middle, D);
-      T* pairs = call.both ? of_chunk((T*)call.both, 2 * I) : both.data();
-      add_to(of_chunk(call.x, D), filled_up(of_chunk((const T*)call.attended, H), n, H, left), output, middle);
+      T* pairs = call.both ? of_chunk((T*)call.both, 2 * I) : both.data;
+      add_to(of_chunk(call.x, D), filled_up(of_chunk((const T*)call.attended, H), n, H, left.data), output, middle);
       to_memory(norm(middle), gates, pairs);
       for (int64_t r = 0; r < n; r++)
         for (int64_t i = 0; i < I; i += W) {
           const T* gate = pairs + r * 2 * I + i;
-          narrow(gated_of(vector_of(gate), vector_of(gate + I)), &left[r * I + i]);
+          narrow(gated_of(vector_of(gate), vector_of(gate + I)), left.data + r * I + i);
         }
-      std::fill_n(&left[n * I], (by_rows(n) - n) * I, T{});
-      add_to(middle, left.data(), down, of_chunk(call.out, D));
+      std::fill_n(left.data + n * I, (by_rows(n) - n) * I, T{});
+      add_to(middle, left.data, down, of_chunk(call.out, D));
     });
   }
 

@@ -3,6 +3,8 @@
 // oneDNN and MKL multiply whole matrices: between two products all threads wait for the slowest, results go to memory in
 // the factors' precision, and what follows reads them again. Here a thread takes a few tokens through several products.
 #pragma once
+#include <cstdlib>
+
 #include "vectors.h"
 
 constexpr int64_t STRIP = V * W;  // columns
@@ -21,6 +23,15 @@ struct Strips {
   void store(int64_t k, int64_t c, Vector even, Vector odd) const {
     store_pair(strip(c), k, c % STRIP, width(c), even, odd);
   }
+};
+
+// Memory that begins where a vector may.
+template <class T>
+struct Buffer {
+  T* data;
+  explicit Buffer(int64_t count) : data((T*)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)) {}
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { std::free(data); }
 };
 
 // Strips one behind the other.
@@ -67,16 +78,32 @@ static inline void to_strips(const S* x, int64_t rows, int64_t first, const Stri
     }
 }
 
-// Rows of x (rows, depth) as columns of a right factor from `first` on.
+// Rows as columns: in each round, a bit of the row's number becomes the last one of the column's.
+static inline void transpose(Whole (&x)[W]) {
+  Whole even, odd;
+  for (int i = 0; i < W; i++) even[i] = i / 2 + i % 2 * W, odd[i] = even[i] + W / 2;
+  for (int round = 1; round < W; round *= 2) {
+    Whole before[W];
+    std::copy_n(x, W, before);
+    for (int i = 0; i < W; i++)
+      x[i] = __builtin_shuffle(before[i / 2], before[(i + W) / 2], i % 2 ? odd : even);
+  }
+}
+
+// W rows of x (rows, depth) as columns of a right factor from `first` on.
 template <class S, class T>
-static inline void to_columns(const S* x, int64_t rows, int64_t first, const Strips<T>& out) {
-  for (int64_t c = first; c < first + rows; c++) {
-    float* to = (float*)out.strip(c) + c % STRIP;  // a number, or two of bfloat16
-    for (int64_t k = 0; k < out.depth; k += W) {
-      T some[W];
-      narrow(vector_of(x + (c - first) * out.depth + k), some);
-      for (int j = 0; j < W / PAIRED<T>; j++) memcpy(to + (k / PAIRED<T> + j) * out.width(c), some + j * PAIRED<T>, 4);
-    }
+static inline void to_columns(const S* x, int64_t first, const Strips<T>& out) {
+  constexpr int64_t unit = PAIRED<T>;  // what lies together, in 32 bits
+  float* to = (float*)out.strip(first) + first % STRIP;
+  for (int64_t k = 0; k < out.depth; k += unit * W) {
+    const int64_t numbers = std::min(unit * W, out.depth - k);
+    T rows[W][unit * W];
+    Whole columns[W];
+    for (int r = 0; r < W; r++)
+      for (int64_t i = 0; i < numbers; i += W) narrow(vector_of(x + r * out.depth + k + i), rows[r] + i);
+    for (int r = 0; r < W; r++) columns[r] = *(const Whole*)rows[r];
+    transpose(columns);
+    for (int64_t i = 0; i < numbers / unit; i++) *(Whole*)(to + (k / unit + i) * out.width(first)) = columns[i];
   }
 }
 

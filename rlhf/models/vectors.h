@@ -111,7 +111,7 @@ static inline void by_vectors(int64_t columns, Function f) {
 // apart. With `stream` the next R rows are fetched in the meantime, from memory to the second cache: the first one is
 // full.
 template <bool stream = false, size_t v>
-static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k, const float* x, int64_t n,
+[[gnu::always_inline]] static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k, const float* x, int64_t n,
                             Vector (&sums)[v][R]) {
   for (int64_t i = 0; i < k; i++) {
     if (stream && i % 16 == 0)
@@ -149,7 +149,7 @@ static inline Vector with_products(Vector sum, Whole one, Whole other) {
 }
 
 template <bool stream = false, size_t v>
-static inline void multiply(const bfloat16* w, int64_t row, int64_t step, int64_t k, const bfloat16* x, int64_t n,
+[[gnu::always_inline]] static inline void multiply(const bfloat16* w, int64_t row, int64_t step, int64_t k, const bfloat16* x, int64_t n,
                             Vector (&sums)[v][R]) {
   for (int64_t i = 0; i < k / 2; i++) {
     if (stream && i % 16 == 0)
