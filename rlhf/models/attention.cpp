@@ -9,16 +9,17 @@
 
 struct Call {
   int64_t tokens, queries, keys, size;  // n, H, K, d
-  int64_t rows, columns;
+  int64_t rows, columns, repeats;
   const int64_t *grid, *lengths;     // (rows, columns) which token stands in each place, (rows,)
   const int64_t *begins, *repeated;  // (rows,) how many tokens at the start are an earlier row's too; those before it
+  const int64_t* places;             // (repeats,) which tokens those are, row by row
   const float *cos, *sin;            // (n, d / 2)
   const void* heads;                 // (n, (H + 2 K) d): queries, keys and values
   void* out;                         // (n, H d)
   float* softmax;                    // (n, H, 2) the largest score, and 1 / the sum of exp(score - that)
   const void* grad;                  // (n, H d)
-  void* heads_grad;                  // (n, (H + 2 K) d), of which the queries' part is written
-  float *key_grad, *value_grad;      // (n + repeats, K d)
+  void* heads_grad;                  // (n, (H + 2 K) d)
+  float *key_grad, *value_grad;      // (n + repeats, K d) of each token's first place, then of its others
 
   int64_t all() const { return queries + 2 * keys; }  // heads
 };
@@ -249,6 +250,23 @@ struct Worker {
   }
 };
 
+// Gradients of keys and values: summed over all places of a token, and rounded once.
+template <class T>
+static void gather(const Call& call) {
+  const int64_t wide = call.keys * call.size, all = call.all() * call.size;
+#pragma omp for
+  for (int64_t c = 0; c < wide; c += W)
+    for (int64_t i = 0; i < call.repeats; i++)
+      for (float* grad : {call.key_grad + c, call.value_grad + c})
+        *(Vector*)(grad + call.places[i] * wide) += vector_of(grad + (call.tokens + i) * wide);
+#pragma omp for
+  for (int64_t token = 0; token < call.tokens; token++) {
+    T* out = (T*)call.heads_grad + (token + 1) * all - 2 * wide;
+    to_left(call.key_grad + token * wide, wide, out);
+    to_left(call.value_grad + token * wide, wide, out + wide);
+  }
+}
+
 template <class T>
 static void run(const Call& call, bool backward, int threads) {
 #pragma omp parallel num_threads(threads)
@@ -263,6 +281,7 @@ static void run(const Call& call, bool backward, int threads) {
         else
           worker.forward(shared);
       }
+    if (backward) gather<T>(call);
   }
 }
 

@@ -64,21 +64,24 @@ static void attend(const float* query, const T* keys, const T* values, int64_t c
                    float* out) {
   const float scale = 1 / std::sqrt(float(size));
   float peak = -INFINITY;
-  for (int64_t t = 0; t < count; t++) {
-    Vector products = {};
-    for (int64_t i = 0; i < size; i += W) products += vector_of(query + i) * vector_of(keys + t * size + i);
-    weights[t] = sum(products) * scale;
-    peak = std::max(peak, weights[t]);
+  for (int64_t t = 0; t < count; t += W) {
+    Vector products[W] = {};
+    for (int64_t j = 0; j < std::min<int64_t>(W, count - t); j++)
+      for (int64_t i = 0; i < size; i += W)
+        products[j] += vector_of(query + i) * vector_of(keys + (t + j) * size + i);
+    *(Vector*)(weights + t) = sums_of(products) * scale;
+    for (int64_t j = count; j < t + W; j++) weights[j] = -INFINITY;
+    peak = std::max(peak, largest(vector_of(weights + t)));
   }
-  for (int64_t t = count; t < filled(count); t++) weights[t] = -INFINITY;
   Vector totals = {};
   for (int64_t t = 0; t < count; t += W) totals += *(Vector*)(weights + t) = exponential(vector_of(weights + t) - peak);
   const float total = sum(totals);
-  for (int64_t i = 0; i < size; i += W) {
-    Vector mean = {};
-    for (int64_t t = 0; t < count; t++) mean += weights[t] * vector_of(values + t * size + i);
-    *(Vector*)(out + i) = mean / total;
-  }
+  by_vectors(size, [&](auto v, int64_t i) {
+    Vector means[v] = {};
+    for (int64_t t = 0; t < count; t++)
+      for (int u = 0; u < v; u++) means[u] += weights[t] * vector_of(values + t * size + i + u * W);
+    for (int u = 0; u < v; u++) *(Vector*)(out + i + u * W) = means[u] / total;
+  });
 }
 
 // Attention of the newest tokens to their rows, whose keys and values they join.

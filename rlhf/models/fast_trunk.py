@@ -147,5 +147,4 @@ def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Keep | None = None) ->
                 wanted = evened(wanted) if even else wanted
                 x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)
             x = by.block_output(x, attended, layer, dtype)
-        x = nn.functional.rms_norm(x, x.shape[-1:], trunk.norm.weight.to(x.dtype), epsilon(trunk.norm))
-        return x.index_select(0, places)
+        return fused.norm(x, trunk.norm.weight, epsilon(trunk.norm)).index_select(0, places)

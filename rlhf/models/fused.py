@@ -49,6 +49,21 @@ class FeedForward(NamedTuple):
     down: Projection
 
 
+class _Norm(torch.autograd.Function):
+    """See `norm`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        normed, inverse = kernels.rms_norm(x, weight, epsilon, x.dtype)
+        ctx.save_for_backward(x, inverse, weight)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, inverse, weight = ctx.saved_tensors
+        return *kernels.rms_norm_backward(grad.contiguous(), x, inverse, weight, None), None
+
+
 class _Projections(torch.autograd.Function):
     """See `projections`."""
 
@@ -115,6 +130,12 @@ class _BlockOutput(torch.autograd.Function):
     @staticmethod
     def _groups(ctx: Any, cast: Sequence[Any]) -> list[Group]:
         return [Group(cast[4 * part.start : 4 * part.stop], ctx.scales[part], ctx.sizes[part]) for part in _GROUPS]
+
+
+def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """See `kernels.rms_norm`; in the precision of x (n, D)."""
+    result: Tensor = _Norm.apply(x, weight.to(x.dtype), epsilon)  # type: ignore[no-untyped-call]
+    return result
 
 
 def projections(x: Tensor, heads: Heads, dtype: torch.dtype) -> Tensor:

@@ -32,9 +32,9 @@ class _Call(ctypes.Structure):
     """As `Call` in attention.cpp."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("tokens", "queries", "keys", "size", "rows", "columns")),
-        *((name, c_void_p) for name in ("grid", "lengths", "begins", "repeated", "cos", "sin", "heads", "out")),
-        *((name, c_void_p) for name in ("softmax", "grad", "heads_grad", "key_grad", "value_grad")),
+        *((name, c_int64) for name in ("tokens", "queries", "keys", "size", "rows", "columns", "repeats")),
+        *((name, c_void_p) for name in ("grid", "lengths", "begins", "repeated", "places", "cos", "sin", "heads")),
+        *((name, c_void_p) for name in ("out", "softmax", "grad", "heads_grad", "key_grad", "value_grad")),
     ]
 
 
@@ -70,16 +70,10 @@ class _NativeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         heads, cos, *_ = ctx.saved_tensors
-        tokens, rows, queries = len(heads), ctx.rows, ctx.queries * ctx.size
-        heads_grad, keys = torch.empty_like(heads), (heads.shape[1] - queries) // 2
-        # Of each token's first place, and then those of its others: the sums are float32, and rounded once.
-        both = [cos.new_empty(tokens + len(rows.repeated), keys) for _ in range(2)]
-        _run(rows, ctx.queries, ctx.size, True, *ctx.saved_tensors, grad=grad.contiguous(), heads_grad=heads_grad,
-             key_grad=both[0], value_grad=both[1])  # fmt: skip
-        if len(rows.repeated):
-            both = [part[:tokens].index_add_(0, rows.repeated, part[tokens:]) for part in both]
-        for part, place in zip(both, torch.split(heads_grad[:, queries:], keys, 1), strict=True):
-            place.copy_(part)
+        heads_grad, keys = torch.empty_like(heads), (heads.shape[1] - ctx.queries * ctx.size) // 2
+        sums = cos.new_empty(2, len(heads) + len(ctx.rows.repeated), keys)
+        _run(ctx.rows, ctx.queries, ctx.size, True, *ctx.saved_tensors, grad=grad.contiguous(), heads_grad=heads_grad,
+             key_grad=sums[0], value_grad=sums[1])  # fmt: skip
         return heads_grad, None, None, None, None, None
 
 
@@ -87,11 +81,11 @@ def _run(rows: PackedRows, queries: int, size: int, backward: bool, heads: Tenso
          softmax: Tensor, **more: Tensor) -> None:  # fmt: skip
     tensors = {
         "grid": rows.grid, "lengths": rows.lengths, "begins": rows.begins, "repeated": rows.begins_before,
-        "heads": heads, "cos": cos, "sin": sin, "softmax": softmax, **more,
+        "places": rows.repeated, "heads": heads, "cos": cos, "sin": sin, "softmax": softmax, **more,
     }  # fmt: skip
     call = _Call(
         tokens=len(heads), queries=queries, keys=(heads.shape[1] // size - queries) // 2, size=size,
-        rows=len(rows.lengths), columns=rows.grid.shape[1],
+        rows=len(rows.lengths), columns=rows.grid.shape[1], repeats=len(rows.repeated),
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
     )  # fmt: skip
     function = _library().attention_float32 if heads.dtype == torch.float32 else _library().attention_bfloat16

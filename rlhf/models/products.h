@@ -78,15 +78,15 @@ static inline void to_strips(const S* x, int64_t rows, int64_t first, const Stri
     }
 }
 
-// Rows as columns: in each round, a bit of the row's number becomes the last one of the column's.
+// Rows as columns: in each round, the first bit of a row's number becomes the last one of its columns'.
 static inline void transpose(Whole (&x)[W]) {
-  Whole even, odd;
-  for (int i = 0; i < W; i++) even[i] = i / 2 + i % 2 * W, odd[i] = even[i] + W / 2;
   for (int round = 1; round < W; round *= 2) {
     Whole before[W];
     std::copy_n(x, W, before);
-    for (int i = 0; i < W; i++)
-      x[i] = __builtin_shuffle(before[i / 2], before[(i + W) / 2], i % 2 ? odd : even);
+    for (int i = 0; i < W / 2; i++) {
+      x[2 * i] = in_turn<0>(before[i], before[i + W / 2]);
+      x[2 * i + 1] = in_turn<1>(before[i], before[i + W / 2]);
+    }
   }
 }
 

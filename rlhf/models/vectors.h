@@ -44,6 +44,24 @@ static inline float sum(Vector x) {
   return x[0];
 }
 
+// Numbers of two vectors in turn: those of their first halves, or of their second ones.
+template <int half>
+static inline Whole in_turn(Whole x, Whole y) {
+  Whole places;
+  for (int i = 0; i < W; i++) places[i] = i / 2 + half * W / 2 + i % 2 * W;
+  return __builtin_shuffle(x, y, places);
+}
+
+// Of each of W vectors, its sum.
+static inline Vector sums_of(Vector (&x)[W]) {
+  for (int count = W / 2; count; count /= 2)
+    for (int i = 0; i < count; i++) {
+      const Whole one = (Whole)x[i], other = (Whole)x[i + count];
+      x[i] = (Vector)in_turn<0>(one, other) + (Vector)in_turn<1>(one, other);
+    }
+  return x[0];
+}
+
 static inline float largest(Vector x) {
   for (int width = W / 2; width; width /= 2)
     for (int i = 0; i < width; i++) x[i] = std::max(x[i], x[i + width]);

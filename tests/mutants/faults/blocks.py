@@ -242,8 +242,8 @@ FAULTS = (
     Fault(
         "read-in-another-order",
         "models/fast_trunk.py",
-        "return x.index_select(0, places)",
-        "return x.index_select(0, places.sort().values)",
+        ".index_select(0, places)",
+        ".index_select(0, places.sort().values)",
         "log-probabilities are of other tokens",
         ("fast_trunk::test_many_tokens_can_be_read_and_none_is_read_that_nobody_asked_for",),
     ),

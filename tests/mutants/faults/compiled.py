@@ -63,9 +63,9 @@ FAULTS = (
     ),
     Fault(
         "compiled-shared-tokens-learn-from-one-row",
-        "models/native_attention.py",
-        "if len(rows.repeated):",
-        "if False:",
+        "models/attention.cpp",
+        "i < call.repeats; i++)",
+        "i < 0; i++)",
         "what rows have in common is trained by the first of them alone",
         _ATTENTION,
     ),

@@ -30,7 +30,7 @@ FAULTS = (
     ),
     Fault(
         "padding-counts", "models/decoding.cpp",
-        "weights[t] = -INFINITY;", "weights[t] = peak;",
+        "weights[j] = -INFINITY;", "weights[j] = peak;",
         "places behind a row's last token take a share of its attention", _STEP,
     ),
     Fault(
