@@ -129,20 +129,19 @@ def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Keep | None = None) ->
     """
     lowered = torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False):
-        dtype = torch.bfloat16 if lowered else trunk.embed_tokens.weight.dtype
-        even = dtype in EVENED
+        dtype, layers = torch.bfloat16 if lowered else trunk.embed_tokens.weight.dtype, blocks(trunk)
+        # Blocks with adapters that are off are run like those with adapters that do nothing yet: to the bit.
+        compiled = all(map(_are_matrices, trunk.layers)) and all(native_blocks.can_run(*of, dtype) for of in layers)
+        by, even = native_blocks if compiled else fused, dtype in EVENED and not compiled
         rows = rows.evened if even else rows
         x = trunk.embed_tokens(rows.input_ids)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         angles = trunk.rotary_emb(x, rows.positions[None])
         cos, sin = (part[0, :, None, : part.shape[-1] // 2].contiguous() for part in angles)
-        for number, (heads, layer) in enumerate(blocks(trunk)):
-            # A block with its adapters off is run like the same one with adapters that do nothing yet: to the bit.
-            compiled = _are_matrices(trunk.layers[number]) and native_blocks.can_run(heads, layer, dtype)
-            by = native_blocks if compiled else fused
+        for number, (heads, layer) in enumerate(layers):
             products, queries = by.projections(x, heads, dtype), len(heads.query.weight) // heads.size
             attended = _attended(products, cos, sin, rows, queries, heads.size, partial(keep, number) if keep else None)
-            if number + 1 == len(trunk.layers):  # a token that several rows share may be read for each of them
+            if number + 1 == len(layers):  # a token that several rows share may be read for each of them
                 wanted, places = torch.unique(read, return_inverse=True)
                 wanted = evened(wanted) if even else wanted
                 x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)

@@ -166,6 +166,19 @@ def test_blocks_of_a_trunk_are_run_by_it(dtype, calls, monkeypatch):
     torch.testing.assert_close(hidden["ours"], hidden["fused"], rtol=0, atol=3 * NEAR[dtype])
 
 
+@pytest.mark.parametrize(("fastest", "tokens"), [(True, 300), (False, 320)])
+def test_tokens_are_evened_for_other_products_alone(fastest, tokens, calls, monkeypatch):
+    """It is oneDNN that takes its time for each new number of tokens, and has more to compute for that."""
+    monkeypatch.setattr(fast_trunk, "EVENED", {torch.float32})
+    monkeypatch.setattr(native_blocks, "_is_fastest", lambda _: fastest)
+    seen, by = [], native_blocks if fastest else fused
+    run = by.projections
+    monkeypatch.setattr(by, "projections", lambda x, *rest: seen.append(len(x)) or run(x, *rest))
+    rows = PackedRows.from_rows([[place % 40 for place in range(first, first + 100)] for first in range(3)])
+    fast_trunk.run(LlamaForCausalLM(CONFIG).model, rows, torch.arange(10))
+    assert seen == [tokens] * 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
 def test_adapters_that_do_nothing_yet_change_no_bit(dtype, calls):
     """The reference is the policy with its adapters off: where training begins, it is the same policy."""

@@ -110,4 +110,20 @@ FAULTS = (
         "training takes twice as long on a processor with AMX",
         ("native_blocks::test_it_is_used_where_nothing_is_faster",),
     ),
+    Fault(
+        "compiled-blocks-of-tokens-that-nobody-reads",
+        "models/fast_trunk.py",
+        "dtype in EVENED and not compiled",
+        "dtype in EVENED",
+        "up to 63 tokens are computed for nothing",
+        ("native_blocks::test_tokens_are_evened_for_other_products_alone",),
+    ),
+    Fault(
+        "adapters-that-are-off-are-none",
+        "models/fast_trunk.py",
+        "all(map(_are_matrices, trunk.layers)) and ",
+        "",
+        "the reference differs in its last digits from the policy that it is",
+        ("native_blocks::test_adapters_that_do_nothing_yet_change_no_bit",),
+    ),
 )
