@@ -61,13 +61,13 @@ struct Half {
   // Lay weights (rows, size), one below the other, out as a right factor: W', or W.
   void lay_out(std::initializer_list<Weight> weights, int64_t size, bool transposed, const Strips<T>& out) const {
     int64_t before = 0;
-    for (auto [data, rows] : weights) {
+    for (const Weight& weight : weights) {
 #pragma omp for schedule(static) nowait
-      for (int64_t row = 0; row < rows; row += W) {
-        const S* from = (const S*)data + row * size;
+      for (int64_t row = 0; row < weight.rows; row += W) {
+        const S* from = (const S*)weight.data + row * size;
         transposed ? to_columns(from, before + row, out) : to_strips(from, W, before + row, out);
       }
-      before += rows;
+      before += weight.rows;
     }
   }
 

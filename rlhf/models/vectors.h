@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -44,12 +45,15 @@ static inline float sum(Vector x) {
   return x[0];
 }
 
-// Numbers of two vectors in turn: those of their first halves, or of their second ones.
+// Numbers of two vectors in turn: those of their first halves, or of their second ones. Compilers make this one shuffle.
+template <int half, int... i>
+static inline Whole in_turn(Whole x, Whole y, std::integer_sequence<int, i...>) {
+  return Whole{(i % 2 ? y : x)[i / 2 + half * W / 2]...};
+}
+
 template <int half>
 static inline Whole in_turn(Whole x, Whole y) {
-  Whole places;
-  for (int i = 0; i < W; i++) places[i] = i / 2 + half * W / 2 + i % 2 * W;
-  return __builtin_shuffle(x, y, places);
+  return in_turn<half>(x, y, std::make_integer_sequence<int, W>());
 }
 
 // Of each of W vectors, its sum.

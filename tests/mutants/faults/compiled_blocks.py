@@ -57,7 +57,7 @@ FAULTS = (
     Fault(
         "compiled-keys-in-place-of-queries",
         "models/blocks.cpp",
-        "      before += rows;\n",
+        "      before += weight.rows;\n",
         "",
         "queries, keys and values are laid over each other",
         _BLOCKS,
