@@ -86,7 +86,7 @@ struct Half {
     for (int64_t r = 0; r < n; r++)
       call.inverse[first + r] = norm_row(x + r * D, call.norm, call.epsilon, D, left.data + r * D);
     std::fill_n(left.data + n * D, (by_rows(n) - n) * D, T{});
-    if (call.normed) std::copy_n(left.data + 0, n * D, of_chunk((T*)call.normed, D));
+    if (call.normed) std::copy_n(left.data, n * D, of_chunk((T*)call.normed, D));
     return left.data;
   }
 
