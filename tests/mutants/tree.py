@@ -131,7 +131,7 @@ def _outcome(code: int, output: str) -> Outcome:
         return Outcome("broken", f"pytest ended with {code}: {output.strip()[-2000:]}")
     test, message = found["test"], found["message"] or ""
     if code != 1:
-        return Outcome("broken", f"does not import: {test} {message}".strip())
+        return Outcome("broken", f"pytest ended with {code}, maybe an import that fails: {test} {message}".strip())
     if test.startswith(_PROBE):
         return Outcome("broken", f"the copy is not what is imported: {message}")
     if broken := _NO_PROGRAM.match(message):
