@@ -18,6 +18,10 @@ def multiplies_bfloat16() -> bool:
         native.compile_kernels(before)
 
 
+needs_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
+BFLOAT16 = pytest.param(torch.bfloat16, marks=needs_bfloat16)
+
+
 def recorded_calls(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[str]:
     """Return a list that gets the names of the compiled functions that a module calls."""
     made: list[str] = []

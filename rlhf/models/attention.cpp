@@ -36,11 +36,6 @@ static void rotate(const Call& call, int64_t token, float direction, float* x) {
 }
 
 template <class T>
-static void to_left(const float* x, int64_t count, T* out) {
-  for (int64_t i = 0; i < count; i += W) narrow(vector_of(x + i), out + i);
-}
-
-template <class T>
 static void to_right(const float* x, int64_t row, int64_t k, int64_t rows, int64_t columns, T* out) {
   for (int64_t i = 0; i < rows; i += 2)
     for (int64_t c = 0; c < columns; c += W)
@@ -239,7 +234,7 @@ struct Worker {
 
   // Add products of R columns of a square, from `first`, and (l, d): the queries that see these keys.
   void add_products(const std::vector<T>& square, int64_t first, const std::vector<T>& x, std::vector<float>& onto) {
-    const int64_t from = std::max(first, begin / R * R), end = (length + R - 1) / R * R;
+    const int64_t from = std::max(first, begin / R * R), end = by_rows(length);
     by_vectors(d, [&](auto v, int64_t c) {
       Vector sums[v][R] = {};
       multiply(&square[from * l + first * PAIRED<T>], PAIRED<T>, l * PAIRED<T>, end - from,

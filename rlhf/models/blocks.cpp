@@ -36,7 +36,7 @@ struct Weight {
 // Rows x (n, columns) in the precision of the factors, filled up to R with zeros.
 template <class S, class T>
 static const T* filled_up(const S* x, int64_t n, int64_t columns, T* out) {
-  for (int64_t i = 0; i < n * columns; i += W) narrow(vector_of(x + i), out + i);
+  to_left(x, n * columns, out);
   std::fill_n(out + n * columns, (by_rows(n) - n) * columns, T{});
   return out;
 }

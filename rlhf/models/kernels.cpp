@@ -2,9 +2,8 @@
 //
 // Sums are float32. T is the precision of the products, float32 or bfloat16. Rows of a matrix are cut into chunks, and
 // sums over rows are given chunk by chunk, so that they do not depend on the number of threads.
-#include <vector>
-
 #include "formulas.h"
+#include "products.h"
 
 // x (n, D), then addend (n, D) or null, which is added to x in `total`; normed (n, D), inverse (n,).
 template <class T>
@@ -90,29 +89,22 @@ static void powers_of(const float* logits, float inverse, const float* peak, flo
   }
 }
 
-// Products (v, n) of w (v, k) and x (n, k), n of W, both rounded to bfloat16.
+// Products (v, n) of w (v, k) and x (n, k), n and k of W, both rounded to bfloat16.
 template <class T>
 static void product_of(const T* w, const float* x, float* out, int64_t v, int64_t n, int64_t k, int threads) {
-  std::vector<bfloat16> right(n * k);  // the columns that `by_vectors` takes together, and behind them the next ones
+  const Buffer<bfloat16> space(n * k);
+  const Strips<bfloat16> right{space.data, k, n};
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for
-    for (int64_t row = 0; row < n; row++) {
-      const int64_t first = row / (V * W) * (V * W), columns = std::min(V * W, n - first);
-      for (int64_t i = 0; i < k; i++)
-        narrow(x[row * k + i], &right[first * k + place(right.data(), i, row - first, columns)]);
-    }
-    std::vector<bfloat16> left(R * k);
+    for (int64_t row = 0; row < n; row += W) to_columns(x + row * k, row, right);
+    const Buffer<bfloat16> left(R * k);
 #pragma omp for
     for (int64_t first = 0; first < v; first += R) {
       const int64_t count = std::min<int64_t>(R, v - first);
-      for (int64_t i = 0; i < count * k; i += W) narrow(vector_of(w + first * k + i), &left[i]);
-      by_vectors(n, [&](auto u, int64_t c) {
-        Vector sums[u][R] = {};
-        multiply(left.data(), k, 2, k, &right[c * k], u * W, sums);
-        for (int i = 0; i < u; i++)
-          for (int64_t r = 0; r < count; r++) *(Vector*)(out + (first + r) * n + c + i * W) = sums[i][r];
-      });
+      to_left(w + first * k, count * k, left.data);
+      times_by_row(left.data, count, right,
+                   [&](int64_t r, int64_t c, Vector sums) { *(Vector*)(out + (first + r) * n + c) = sums; });
     }
   }
 }

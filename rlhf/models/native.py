@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ def computes(load: Callable[[], Any], dtype: torch.dtype) -> bool:
         return False
     library = load()
     return library is not None and (dtype == torch.float32 or bool(library.multiplies_bfloat16()))
+
+
+def capabilities() -> Mapping[str, Any]:
+    """What this processor can do, as torch says; nothing, if it is too old a torch to say."""
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return known
 
 
 def _compiler() -> str | None:

@@ -6,7 +6,7 @@ of `fused` up to rounding; in bfloat16 rounded less often.
 """
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ctypes import POINTER, c_bool, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -53,7 +53,7 @@ def _library() -> Any:
 @cache
 def _is_fastest(dtype: torch.dtype) -> bool:
     """Whether this processor multiplies nothing faster."""
-    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    known = native.capabilities()
     return bool(known.get("avx512_f")) and not (dtype == torch.bfloat16 and known.get("amx_bf16"))
 
 

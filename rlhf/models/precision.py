@@ -4,7 +4,6 @@ Trained weights, their gradients and the optimizer stay float32: trainers run th
 """
 
 import logging
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.model import ModelConfig
+from rlhf.models import native
 from rlhf.models.attention import prefer_fast_attention
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def multiplies_bfloat16() -> bool:
     """Whether this machine has instructions for bfloat16 products: those of a GPU, AMX, AVX-512 BF16, or Arm's."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
-    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    known = native.capabilities()
     return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
 
 

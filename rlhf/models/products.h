@@ -46,8 +46,6 @@ struct Space {
   }
 };
 
-static inline int64_t by_rows(int64_t count) { return (count + R - 1) / R * R; }
-
 // The product of rows (n, depth), filled up to R, and strips: f(row, c, sums), R rows and W columns at a time.
 template <class T, class Function>
 static inline void times(const T* left, int64_t n, const Strips<T>& right, Function f) {
@@ -99,9 +97,8 @@ static inline void to_columns(const S* x, int64_t first, const Strips<T>& out) {
     const int64_t numbers = std::min(unit * W, out.depth - k);
     T rows[W][unit * W];
     Whole columns[W];
-    for (int r = 0; r < W; r++)
-      for (int64_t i = 0; i < numbers; i += W) narrow(vector_of(x + r * out.depth + k + i), rows[r] + i);
-    for (int r = 0; r < W; r++) columns[r] = *(const Whole*)rows[r];
+    for (int r = 0; r < W; r++) to_left(x + r * out.depth + k, numbers, rows[r]);
+    for (int r = 0; r < W; r++) memcpy(&columns[r], rows[r], sizeof(Whole));
     transpose(columns);
     for (int64_t i = 0; i < numbers / unit; i++) *(Whole*)(to + (k / unit + i) * out.width(first)) = columns[i];
   }

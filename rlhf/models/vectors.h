@@ -73,6 +73,7 @@ static inline float largest(Vector x) {
 }
 
 static inline int64_t filled(int64_t count) { return (count + W - 1) / W * W; }
+static inline int64_t by_rows(int64_t count) { return (count + R - 1) / R * R; }
 
 static inline Vector vector_of(const float* values) { return *(const Vector*)values; }
 static inline Vector vector_of(const bfloat16* values) {
@@ -93,6 +94,12 @@ static inline void narrow(Vector values, bfloat16* out) {
 #else
   for (int j = 0; j < W; j++) narrow(values[j], out + j);
 #endif
+}
+
+// Numbers, a multiple of W, in the precision of a left factor.
+template <class S, class T>
+static inline void to_left(const S* x, int64_t count, T* out) {
+  for (int64_t i = 0; i < count; i += W) narrow(vector_of(x + i), out + i);
 }
 
 // exp(x) = 2^n exp(r), |r| <= ln 2 / 2, by Taylor's series, up to x = 88; 0 below -87; 2e-7 off.
@@ -133,8 +140,8 @@ static inline void by_vectors(int64_t columns, Function f) {
 // apart. With `stream` the next R rows are fetched in the meantime, from memory to the second cache: the first one is
 // full.
 template <bool stream = false, size_t v>
-[[gnu::always_inline]] static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k, const float* x, int64_t n,
-                            Vector (&sums)[v][R]) {
+[[gnu::always_inline]] static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k,
+                                                   const float* x, int64_t n, Vector (&sums)[v][R]) {
   for (int64_t i = 0; i < k; i++) {
     if (stream && i % 16 == 0)
       for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step, 0, 2);
@@ -171,8 +178,8 @@ static inline Vector with_products(Vector sum, Whole one, Whole other) {
 }
 
 template <bool stream = false, size_t v>
-[[gnu::always_inline]] static inline void multiply(const bfloat16* w, int64_t row, int64_t step, int64_t k, const bfloat16* x, int64_t n,
-                            Vector (&sums)[v][R]) {
+[[gnu::always_inline]] static inline void multiply(const bfloat16* w, int64_t row, int64_t step, int64_t k,
+                                                   const bfloat16* x, int64_t n, Vector (&sums)[v][R]) {
   for (int64_t i = 0; i < k / 2; i++) {
     if (stream && i % 16 == 0)
       for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step, 0, 2);

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from native_helpers import multiplies_bfloat16
+from native_helpers import needs_bfloat16
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.models import fast_trunk, kernels, native_attention
@@ -68,7 +68,7 @@ def test_values_and_gradients_are_those_of_float64(name, spread, compiled):
         assert (got.double() - expected).norm() <= 2 * (other.double() - expected).norm() + 1e-6 * scale
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
+@needs_bfloat16
 @pytest.mark.parametrize("name", SHAPES)
 def test_bfloat16_is_as_near_to_float64_as_torchs_operations(name, compiled):
     rows, tensors, angles, size = case(name, torch.bfloat16)

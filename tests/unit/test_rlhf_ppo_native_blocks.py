@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from native_helpers import multiplies_bfloat16, recorded_calls
+from native_helpers import BFLOAT16, multiplies_bfloat16, needs_bfloat16, recorded_calls
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -16,10 +16,6 @@ from rlhf.models.fused import FeedForward, Heads
 from rlhf.models.packed import PackedRows
 from rlhf.models.projections import Projection
 
-BFLOAT16 = pytest.param(
-    torch.bfloat16,
-    marks=pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16"),
-)
 NEAR = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the norm of what is compared
 
 
@@ -108,7 +104,7 @@ def test_values_and_gradients_are_those_of_float64(sizes, tokens, dtype, calls):
         assert (got.double() - expected).norm() <= NEAR[dtype] * expected.norm()
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
+@needs_bfloat16
 def test_weights_may_be_in_bfloat16_themselves(calls):
     ours, exact = ours_and_exact(ODD, 33, torch.bfloat16, torch.bfloat16)
     assert {got.dtype for got in ours} == {torch.float32, torch.bfloat16}
@@ -195,20 +191,16 @@ def test_adapters_that_do_nothing_yet_change_no_bit(dtype, calls):
     assert calls == []
 
 
-def changed(half, **parts):
-    return half._replace(**parts)
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda heads: changed(heads, norm=heads.norm.double()), id="norm in float64"),
-        pytest.param(lambda heads: changed(heads, key=heads.key._replace(bias=numbers(16))), id="bias"),
-        pytest.param(lambda heads: changed(heads, key=heads.key._replace(down=numbers(2, 32))), id="adapter"),
-        pytest.param(lambda heads: changed(heads, key=plain(numbers(32, 16).T)), id="with gaps"),
-        pytest.param(lambda heads: changed(heads, key=plain(numbers(18, 32))), id="rows not of sixteens"),
-        pytest.param(lambda heads: changed(heads, key=plain(numbers(16, 32).bfloat16())), id="other precision"),
-        pytest.param(lambda heads: changed(heads, key=plain(numbers(16, 32).to("meta"))), id="elsewhere"),
+        pytest.param(lambda heads: heads._replace(norm=heads.norm.double()), id="norm in float64"),
+        pytest.param(lambda heads: heads._replace(key=heads.key._replace(bias=numbers(16))), id="bias"),
+        pytest.param(lambda heads: heads._replace(key=heads.key._replace(down=numbers(2, 32))), id="adapter"),
+        pytest.param(lambda heads: heads._replace(key=plain(numbers(32, 16).T)), id="with gaps"),
+        pytest.param(lambda heads: heads._replace(key=plain(numbers(18, 32))), id="rows not of sixteens"),
+        pytest.param(lambda heads: heads._replace(key=plain(numbers(16, 32).bfloat16())), id="other precision"),
+        pytest.param(lambda heads: heads._replace(key=plain(numbers(16, 32).to("meta"))), id="elsewhere"),
     ],
 )
 def test_what_the_code_cannot_run_is_left_to_torch(change, calls):

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from native_helpers import multiplies_bfloat16, recorded_calls
+from native_helpers import BFLOAT16, needs_bfloat16, recorded_calls
 
 from rlhf.models import kernels, native_kernels
 from rlhf.ppo import logprobs
@@ -16,13 +16,7 @@ def calls(monkeypatch):
     return recorded_calls(monkeypatch, native_kernels)
 
 
-PRECISIONS = [
-    torch.float32,
-    pytest.param(
-        torch.bfloat16,
-        marks=pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16"),
-    ),
-]
+PRECISIONS = [torch.float32, BFLOAT16]
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}  # of results: bfloat16 has 8 digits
 
 
@@ -101,7 +95,7 @@ def test_what_is_not_a_number_stays_so(compiled):
     assert total.isnan().tolist() == [column == 2 for column in range(16)]
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
+@needs_bfloat16
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("vocabulary", "rows", "size"), [(1, 16, 16), (8, 32, 48), (77, 48, 256)])
 def test_products_round_their_factors_alone(vocabulary, rows, size, dtype, compiled):

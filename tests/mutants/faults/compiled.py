@@ -209,9 +209,9 @@ FAULTS = (
     ),
     Fault(
         "columns-of-a-tile-for-all",
-        "models/kernels.cpp",
-        "multiply(left.data(), k, 2, k, &right[c * k], u * W, sums);",
-        "multiply(left.data(), k, 2, k, &right[0], u * W, sums);",
+        "models/products.h",
+        "right.data + c * right.depth, v * W, sums);",
+        "right.data, v * W, sums);",
         "tokens from the 33rd on are given the logits of the first ones",
         ("native_kernels::test_products_round_their_factors_alone",),
     ),
