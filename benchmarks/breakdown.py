@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.shapes import Shape, build
 from benchmarks.trainers import PHASES, Mode, shape_options, train
-from rlhf.models import native_blocks, native_decoding, native_kernels
+from rlhf.cpu import native_blocks, native_decoding, native_kernels
 from rlhf.ppo import PPOTrainer
 
 KINDS = ("products", "attention", "other")

@@ -87,11 +87,11 @@ def configuration(overrides: Iterable[str]) -> Any:
 def make_reward_model(root: Path) -> None:
     """Leave what the reward stage would leave; untrained, since weights weigh the same."""
     from reward_models.normalise import Normalisation
+    from rlhf.files.run_folder import RunFolder
     from rlhf.models.adapters import add_adapters, merge_and_save
     from rlhf.models.load import load_sequence_classifier
     from rlhf.models.shared_trunk import fingerprint, save_adapter
-    from rlhf.run_folder import RunFolder
-    from rlhf.shared_reward import ADAPTER
+    from rlhf.scoring.shared_reward import ADAPTER
     from rlhf.stages.base_model import policy_tokenizer
 
     config, folder = configuration(()), RunFolder(root)
@@ -106,9 +106,9 @@ def make_reward_model(root: Path) -> None:
 
 def measure(overrides: Iterable[str], root: Path) -> dict[str, int]:
     """Make the roles, play one iteration, and return megabytes."""
+    from rlhf.files.run_folder import RunFolder
     from rlhf.models.precision import prepare_for_training
     from rlhf.ppo.trainer import PPOTrainer
-    from rlhf.run_folder import RunFolder
     from rlhf.stages import ppo
     from rlhf.stages.base_model import policy_tokenizer
 

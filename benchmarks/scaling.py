@@ -25,7 +25,7 @@ from benchmarks.cost import weights_of
 from benchmarks.machine import describe
 from benchmarks.shapes import Shape, build
 from benchmarks.trainers import MODES, PHASES, shape_options, train
-from rlhf.models.packed import rounded_up
+from rlhf.packing.packed import rounded_up
 
 RESULTS = Path(__file__).with_name("scaling.json")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"

@@ -142,7 +142,7 @@ def _train_ours(mode: Mode, roles: Roles, options: dict[str, Any], records: list
 def _train_stock(mode: Mode, roles: Roles, options: dict[str, Any], records: list[Record]) -> int:
     if mode.autocast:
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # before the first Accelerator of the process
-    from rlhf.trl_bridge import TrlPPOConfig, TrlPPOTrainer
+    from rlhf.trl.bridge import TrlPPOConfig, TrlPPOTrainer
 
     for model in (roles.policy, roles.reference, roles.reward, roles.critic):
         if mode.eager and model is not None:

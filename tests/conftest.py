@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.models import native, native_attention, native_blocks, native_decoding, native_kernels
+from rlhf.cpu import native, native_attention, native_blocks, native_decoding, native_kernels
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.models import native, native_kernels
+from rlhf.cpu import native, native_kernels
 
 
 def multiplies_bfloat16() -> bool:

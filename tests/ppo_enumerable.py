@@ -13,7 +13,7 @@ import torch
 from ppo_helpers import EOS, episode
 from torch import Tensor, nn
 
-from rlhf.ppo.episode import Episode
+from rlhf.episodes.episode import Episode
 
 V, LONGEST = 4, 3
 Conversation = tuple[int, ...]

@@ -15,9 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from rlhf.ppo.config import PPOConfig
-from rlhf.ppo.episode import Episode
+from rlhf.episodes.episode import Episode
 from rlhf.ppo.trainer import PPOTrainer
+from rlhf.trl.config import PPOConfig
 
 PAD, EOS, BOS = 0, 1, 2
 

@@ -9,8 +9,8 @@ from transformers import LlamaForSequenceClassification
 from reward_models.chat import prepare_tokenizer
 from reward_models.normalise import Normalisation
 from rlhf.config.model import ArchitectureConfig, TokenizerConfig
+from rlhf.files.run_folder import RunFolder
 from rlhf.models.scratch import build_config, build_model, train_tokenizer
-from rlhf.run_folder import RunFolder
 
 PROMPTS = [f"Where is parcel number {i}, please?" for i in range(9)]
 

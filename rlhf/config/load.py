@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.config.files import resolve_paths
 from rlhf.config.keys import closest, dotted
+from rlhf.config.paths import resolve_paths
 from rlhf.config.problems import check
 from rlhf.config.provenance import annotated_yaml, provenance_of
 from rlhf.config.schema import Config

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf.episodes.episode import Episode
 from rlhf.evaluation.paired import Design, Entry, Floats, Share, means_of, quotients_of, wins_of
 from rlhf.evaluation.text_metrics import distinct_n
-from rlhf.ppo.episode import Episode
 
 __all__ = ["Answers", "compare"]
 

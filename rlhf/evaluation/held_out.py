@@ -22,8 +22,8 @@ from rlhf.config.ppo import PPOSectionConfig
 from rlhf.config.schema import Config
 from rlhf.data import Prompt, load_rows
 from rlhf.data.split import prompt_key
+from rlhf.episodes.rollout import EnvironmentSource, Lengths, Start
 from rlhf.errors import StageError
-from rlhf.ppo.rollout import EnvironmentSource, Lengths, Start
 
 __all__ = ["environment_source", "held_out_prompts", "plan_starts"]
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rlhf.ppo import head
+from rlhf.episodes.episode import Episode
+from rlhf.policies import head
+from rlhf.policies.logprobs import token_logprobs
 from rlhf.ppo.batch import collate, microbatches
-from rlhf.ppo.episode import Episode
-from rlhf.ppo.logprobs import token_logprobs
 
 __all__ = ["response_logprobs"]
 

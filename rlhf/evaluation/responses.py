@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from reward_models.chat import Text, to_messages
+from rlhf.episodes.episode import Episode
 from rlhf.evaluation.compare import Answers
-from rlhf.ppo.episode import Episode
 from rlhf.tracking.text import as_text
 
 __all__ = ["flat_rows", "responses_of", "sample_table"]

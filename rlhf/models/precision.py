@@ -12,8 +12,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.model import ModelConfig
-from rlhf.models import native
-from rlhf.models.attention import prefer_fast_attention
+from rlhf.cpu import native
+from rlhf.cpu.attention import prefer_fast_attention
 
 logger = logging.getLogger(__name__)
 

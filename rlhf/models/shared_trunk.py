@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlhf.distributed import gathered_parameters
 from rlhf.errors import ModelError
+from rlhf.launch.deepspeed import gathered_parameters
 from rlhf.models.seeding import seeded
 
 CRITIC, REWARD = "critic", "reward"  # the further adapters of a policy

@@ -11,16 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf.ppo.config import PPOConfig
-    from rlhf.ppo.critics import load_critic
+    from rlhf.policies.critics import load_critic
     from rlhf.ppo.trainer import PPOTrainer
+    from rlhf.trl.config import PPOConfig
 
 __all__ = ["PPOConfig", "PPOTrainer", "load_critic"]
 
 _HOMES = {
-    "PPOConfig": "rlhf.ppo.config",
+    "PPOConfig": "rlhf.trl.config",
     "PPOTrainer": "rlhf.ppo.trainer",
-    "load_critic": "rlhf.ppo.critics",
+    "load_critic": "rlhf.policies.critics",
 }
 
 

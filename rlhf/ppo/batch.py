@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.models.packed import PackedRows
-from rlhf.ppo.episode import Episode
+from rlhf.episodes.episode import Episode
+from rlhf.packing.packed import PackedRows
 
 
 @dataclass

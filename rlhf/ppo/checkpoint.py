@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from rlhf.distributed import full_state
 from rlhf.errors import StageError
-from rlhf.ppo.critics import part, save_critic
+from rlhf.launch.deepspeed import full_state
+from rlhf.policies.critics import part, save_critic
 
 if TYPE_CHECKING:
     from rlhf.ppo.trainer import PPOTrainer

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.episodes.episode import Episode
 from rlhf.ppo.batch import Batch
-from rlhf.ppo.episode import Episode
 from rlhf.ppo.masked import masked_mean
 
 

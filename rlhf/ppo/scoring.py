@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rlhf.ppo.actor_critic import TokenOutputs
+from rlhf.episodes.episode import Episode
+from rlhf.policies.actor_critic import TokenOutputs
 from rlhf.ppo.advantages import ESTIMATORS, AdvantageInputs
 from rlhf.ppo.batch import Batch, Microbatch, microbatches
-from rlhf.ppo.episode import Episode
 from rlhf.ppo.masked import masked_whiten
 from rlhf.ppo.token_rewards import penalise_missing_stop, token_rewards
 

@@ -11,20 +11,20 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, get_scheduler
 
+from rlhf.cpu.attention import prefer_fast_attention
+from rlhf.cpu.native import compile_kernels
+from rlhf.episodes.rollout import Lengths
 from rlhf.errors import ModelError
 from rlhf.models.adapters import wrap
-from rlhf.models.attention import prefer_fast_attention
 from rlhf.models.dropout import disable_dropout
-from rlhf.models.native import compile_kernels
 from rlhf.models.precision import round_frozen_matrices, warn_of_slow_bfloat16
 from rlhf.models.shared_trunk import CRITIC, belongs_to
-from rlhf.ppo import head
-from rlhf.ppo.actor_critic import ActorCritic, AdapterCritic, SharedCritic
+from rlhf.policies import head
+from rlhf.policies.actor_critic import ActorCritic, AdapterCritic, SharedCritic
+from rlhf.policies.critics import make_critic
 from rlhf.ppo.advantages import ESTIMATORS
-from rlhf.ppo.config import PPOConfig
-from rlhf.ppo.critics import make_critic
-from rlhf.ppo.rollout import Lengths
-from rlhf.ppo.token_dataset import TokenDatasetSource
+from rlhf.trl.config import PPOConfig
+from rlhf.trl.token_dataset import TokenDatasetSource
 
 
 def make_lengths(args: PPOConfig, model: Any) -> Lengths:

@@ -19,21 +19,22 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 
-from rlhf.models.freed_memory import keep_freed_memory
-from rlhf.ppo import callback_support, checkpoint, setup
-from rlhf.ppo.actor_critic import ActorCritic, TokenOutputs
+from rlhf.cpu.freed_memory import keep_freed_memory
+from rlhf.episodes.episode import Episode
+from rlhf.episodes.rollout import EpisodeSource, Start, plan
+from rlhf.generation.rollout_policy import RolloutPolicy
+from rlhf.generation.sampler import Sampler, SamplingParameters
+from rlhf.planning.arithmetic import of_arguments
+from rlhf.policies.actor_critic import ActorCritic, TokenOutputs
+from rlhf.ppo import checkpoint, setup
 from rlhf.ppo.advantages import ESTIMATORS
-from rlhf.ppo.arithmetic import of_arguments
 from rlhf.ppo.batch import Batch, Microbatch, collate
-from rlhf.ppo.config import PPOConfig
-from rlhf.ppo.episode import Episode
 from rlhf.ppo.metrics import print_episodes, rollout_metrics
-from rlhf.ppo.rollout import EpisodeSource, Start, plan
-from rlhf.ppo.rollout_policy import RolloutPolicy
-from rlhf.ppo.sampler import Sampler, SamplingParameters
 from rlhf.ppo.scoring import estimate_advantages, evaluate_models, penalise_unfinished, whole_groups
 from rlhf.ppo.update import UpdateParameters, UpdateStatistics, update
-from rlhf.trl_bridge import TrlPPOTrainer, prepare_deepspeed
+from rlhf.trl import callback_support
+from rlhf.trl.bridge import TrlPPOTrainer, prepare_deepspeed
+from rlhf.trl.config import PPOConfig
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rlhf.ppo.actor_critic import TokenOutputs
+from rlhf.policies.actor_critic import TokenOutputs
 from rlhf.ppo.batch import Batch, Microbatch, microbatches
 from rlhf.ppo.clipping import clipped_step
 from rlhf.ppo.losses import approximate_kl, importance_ratio, policy_loss, value_loss

@@ -6,8 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.schema import Config
 from rlhf.errors import StageError
+from rlhf.files.run_folder import RunFolder
 from rlhf.models.load import load_tokenizer
-from rlhf.run_folder import RunFolder
 from rlhf.stages.corpus import texts
 
 

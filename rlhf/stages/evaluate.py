@@ -19,21 +19,21 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rlhf.config.schema import Config
-from rlhf.distributed import barrier, is_main_process
+from rlhf.episodes.episode import Episode
+from rlhf.episodes.rollout import EnvironmentSource, Start
 from rlhf.errors import StageError
 from rlhf.evaluation.compare import Answers, compare
 from rlhf.evaluation.held_out import environment_source, held_out_prompts, plan_starts
 from rlhf.evaluation.likelihood import response_logprobs
 from rlhf.evaluation.paired import Design
 from rlhf.evaluation.responses import flat_rows, responses_of, sample_table
+from rlhf.files.run_folder import RunFolder
+from rlhf.generation.rollout_policy import RolloutPolicy
+from rlhf.generation.sampler import Sampler, SamplingParameters
+from rlhf.launch.deepspeed import barrier, is_main_process
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.precision import uses_bfloat16
-from rlhf.ppo.episode import Episode
-from rlhf.ppo.rollout import EnvironmentSource, Start
-from rlhf.ppo.rollout_policy import RolloutPolicy
-from rlhf.ppo.sampler import Sampler, SamplingParameters
-from rlhf.run_folder import RunFolder
-from rlhf.scorer import build_scorer
+from rlhf.scoring.scorer import build_scorer
 from rlhf.stages.base_model import policy_folder
 from rlhf.tracking.progress import StageProgress
 from rlhf.tracking.tracker import Tracker

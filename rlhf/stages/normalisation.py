@@ -14,15 +14,15 @@ from reward_models.normalise import Normalisation
 from reward_models.scalar import ScalarRewardModel
 from rlhf.config.schema import Config
 from rlhf.data.split import prompt_key
-from rlhf.distributed import barrier, gather, is_main_process, rank, world_size
+from rlhf.episodes.rollout import response_text
 from rlhf.errors import StageError
+from rlhf.files.run_folder import RunFolder
+from rlhf.generation.noise import response_key
+from rlhf.generation.rollout_policy import RolloutPolicy
+from rlhf.generation.sampler import Request, Sampler, SamplingParameters
+from rlhf.launch.deepspeed import barrier, gather, is_main_process, rank, world_size
 from rlhf.models.load import load_policy, load_sequence_classifier, load_tokenizer
 from rlhf.models.precision import uses_bfloat16
-from rlhf.ppo.noise import response_key
-from rlhf.ppo.rollout import response_text
-from rlhf.ppo.rollout_policy import RolloutPolicy
-from rlhf.ppo.sampler import Request, Sampler, SamplingParameters
-from rlhf.run_folder import RunFolder
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.tracking.progress import StageProgress
 

@@ -17,24 +17,24 @@ from envs.vector import TextVectorEnv
 from rlhf.config.ppo import PPOSectionConfig
 from rlhf.config.schema import Config
 from rlhf.data import load_rows
-from rlhf.distributed import barrier, deepspeed_config, forget_zero, full_state, is_main_process, world_size
+from rlhf.episodes.rollout import EnvironmentSource, Lengths
 from rlhf.errors import StageError
+from rlhf.files.run_folder import RunFolder
+from rlhf.launch.deepspeed import barrier, deepspeed_config, forget_zero, full_state, is_main_process, world_size
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_policy, load_sequence_classifier
 from rlhf.models.precision import prepare_for_training, uses_bfloat16
+from rlhf.policies.critics import load_critic, policy_part, save_critic
 from rlhf.ppo.advantages import ESTIMATORS
-from rlhf.ppo.config import PPOConfig
-from rlhf.ppo.critics import load_critic, policy_part, save_critic
 from rlhf.ppo.metrics import rollout_rows
-from rlhf.ppo.rollout import EnvironmentSource, Lengths
 from rlhf.ppo.trainer import Iteration, PPOTrainer
-from rlhf.run_folder import RunFolder
-from rlhf.scorer import build_scorer
+from rlhf.scoring.scorer import build_scorer
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.supervised import Trained, save
 from rlhf.tracking.callback import attach
 from rlhf.tracking.progress import StageProgress
 from rlhf.tracking.tracker import Tracker
+from rlhf.trl.config import PPOConfig
 
 
 def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:

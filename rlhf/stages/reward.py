@@ -19,20 +19,20 @@ from reward_models.calibration import pair_metrics
 from reward_models.chat import Text, encode_dialogue, encode_prompt, to_messages
 from rlhf.config.schema import Config
 from rlhf.data import Preference, Splits, load_rows
-from rlhf.distributed import is_main_process
 from rlhf.errors import StageError
+from rlhf.files.run_folder import RunFolder
+from rlhf.launch.deepspeed import is_main_process
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_sequence_classifier, load_tokenizer
 from rlhf.models.precision import prepare_for_training
 from rlhf.models.shared_trunk import fingerprint, save_adapter
-from rlhf.run_folder import RunFolder
-from rlhf.shared_reward import ADAPTER
+from rlhf.scoring.shared_reward import ADAPTER
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.corpus import texts
 from rlhf.stages.normalisation import normalise
 from rlhf.stages.supervised import Validation, check_positions, report_skipped, save, train, training_arguments
 from rlhf.tracking.tracker import Tracker
-from rlhf.trl_bridge import TrlRewardConfig, TrlRewardTrainer
+from rlhf.trl.bridge import TrlRewardConfig, TrlRewardTrainer
 
 __all__ = ["run"]
 

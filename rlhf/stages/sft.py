@@ -17,16 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from reward_models.chat import Text, encode_prompt, encode_response
 from rlhf.config.schema import Config
 from rlhf.data import Demonstration, load_rows
-from rlhf.distributed import world_size
 from rlhf.errors import StageError
+from rlhf.files.run_folder import RunFolder
+from rlhf.launch.deepspeed import world_size
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_policy, load_tokenizer
 from rlhf.models.precision import prepare_for_training
-from rlhf.run_folder import RunFolder
 from rlhf.stages.corpus import texts
 from rlhf.stages.supervised import Validation, check_positions, report_skipped, save, train, training_arguments
 from rlhf.tracking.tracker import Tracker
-from rlhf.trl_bridge import TrlSFTConfig, TrlSFTTrainer
+from rlhf.trl.bridge import TrlSFTConfig, TrlSFTTrainer
 
 __all__ = ["run"]
 

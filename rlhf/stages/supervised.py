@@ -22,8 +22,8 @@ from rlhf.config.model import ModelConfig
 from rlhf.config.schema import Config
 from rlhf.config.training import SupervisedConfig
 from rlhf.data import Splits
-from rlhf.distributed import barrier, deepspeed_config, forget_zero, full_state, is_main_process, world_size
 from rlhf.errors import ConfigError, StageError
+from rlhf.launch.deepspeed import barrier, deepspeed_config, forget_zero, full_state, is_main_process, world_size
 from rlhf.models.adapters import merge_and_save
 from rlhf.models.precision import uses_bfloat16
 from rlhf.tracking.callback import attach

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from rlhf.tracking.rank import is_main_process
+from rlhf.launch.rank import is_main_process
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rlhf.launch.rank import is_main_process
 from rlhf.tracking.jsonl import JsonlSink
 from rlhf.tracking.metrics import describe
-from rlhf.tracking.rank import is_main_process
 from rlhf.tracking.tensorboard import TensorBoardSink
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from tiny_pipeline import TINY, copy_run, rlhf
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.config.load import load_config
+from rlhf.files.run_folder import RunFolder
 from rlhf.models.load import load_policy
 from rlhf.ppo import load_critic
-from rlhf.run_folder import RunFolder
 from rlhf.stages.ppo import make_policy
 from rlhf.tracking.jsonl import read_series
 

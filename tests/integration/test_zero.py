@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from reward_models.normalise import Normalisation
 from reward_models.scalar import ScalarRewardModel
-from rlhf.manifest import Manifest
-from rlhf.run_folder import RunFolder
+from rlhf.files.run_folder import RunFolder
+from rlhf.run.manifest import Manifest
 from rlhf.tracking.jsonl import read_series
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from ppo_helpers import EOS, letters_tokenizer, prompts, record_steps, tiny
 from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification, TrainerCallback
 
-from rlhf.trl_bridge import TrlPPOConfig, TrlPPOTrainer
+from rlhf.trl.bridge import TrlPPOConfig, TrlPPOTrainer
 
 MODULE = sys.modules[TrlPPOTrainer.__module__]  # trl.experimental.ppo.ppo_trainer
 VERSION = importlib.metadata.version("trl")

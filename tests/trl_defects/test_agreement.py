@@ -13,7 +13,7 @@ from ppo_helpers import letters_tokenizer, make_trainer, prompts, tiny
 from torch import nn
 from trl_defects.stock import ROWS, in_trl, left_padding, stock_trainer, zero_critic
 
-from rlhf.ppo.head import trunk
+from rlhf.policies.head import trunk
 
 
 @pytest.fixture

@@ -1,0 +1,229 @@
+"""The stages of a run in order: skips what is finished, runs the rest, remembers it in the manifest.
+
+    plan (fingerprints against the manifest) -> for each stage: seed, tracker, stage.run, manifest -> report
+
+A stage works beside the place of its output, which is replaced when it has succeeded, so that a stage that fails or is
+interrupted costs nothing that was finished before. In a distributed run all processes make the same plan and run the
+stages together; only the first one writes here.
+"""
+
+import importlib
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from reward_models.registry import load_function
+from rlhf.config.load import LoadedConfig, save_resolved
+from rlhf.config.schema import Config
+from rlhf.config.tree import OVERRIDE
+from rlhf.errors import StageError
+from rlhf.files.run_folder import STAGES, RunFolder
+from rlhf.launch.processes import barrier
+from rlhf.launch.rank import is_main_process
+from rlhf.run.fingerprint import Input, changes, configured_stages, fingerprints, upstream_of
+from rlhf.run.manifest import Manifest, StageRecord, list_outputs, versions
+from rlhf.run.summary import print_comparison
+from rlhf.tracking.progress import format_seconds
+
+_REASONS_SHOWN = 3
+_SCORING_STAGES = ("ppo", "evaluate")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be done about one stage.
+
+    Attributes:
+        stage: Its name.
+        fingerprint: Hash of its inputs.
+        inputs: What its result depends on.
+        reason: Why it runs; None if it is finished and nothing changed.
+    """
+
+    stage: str
+    fingerprint: str
+    inputs: Sequence[Input]
+    reason: str | None
+
+
+def folder_of(config: Config) -> RunFolder:
+    """The run folder that a configuration names."""
+    return RunFolder(Path(config.runs_dir) / config.name)
+
+
+def make_plan(config: Config, manifest: Manifest, only: str | None = None) -> list[Step]:
+    """Compares the configuration with what is finished.
+
+    Args:
+        config: The configuration.
+        manifest: The finished stages.
+        only: Plan this stage alone; the stages that it reads must be finished.
+
+    Raises:
+        StageError: There is nothing to run, or what `only` reads is missing or out of date.
+        UserError: Something that a stage reads cannot be found.
+    """
+    stages = configured_stages(config)
+    if not stages or only not in (None, *stages):
+        sections = only or f"of {', '.join(STAGES)}"
+        raise StageError(f"The config has no section {sections}: add it, or choose another command.")
+    steps: dict[str, Step] = {}
+    for stage, (fingerprint, inputs) in fingerprints(config).items():
+        reason = _reason_to_run(stage, fingerprint, inputs, manifest)
+        again = [name for name in upstream_of(config, stage) if steps[name].reason is not None]
+        if reason is None and again:
+            reason = f"stage {again[0]} runs again"
+        steps[stage] = Step(stage, fingerprint, inputs, reason)
+    if only is not None:
+        _require_upstream(config, only, steps, manifest)
+        steps = {only: steps[only]}
+    if any(step.reason is not None and step.stage in _SCORING_STAGES for step in steps.values()):
+        _load_reward_functions(config)
+    return list(steps.values())
+
+
+def run_pipeline(loaded: LoadedConfig, only: str | None = None) -> None:
+    """Runs all stages, or one, except those that are finished; prints what it does and, at the end, the comparison.
+
+    Raises:
+        StageError: See `make_plan`.
+        UserError: A mistake that shows only while a stage runs.
+    """
+    config = loaded.config
+    folder = folder_of(config)
+    manifest = Manifest.read(folder.manifest)
+    steps = make_plan(config, manifest, only)
+    barrier()  # no process still reads the manifest when the first one changes it
+    console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
+    if is_main_process() and not _is_saved(loaded, folder):
+        save_resolved(loaded, folder.config)
+    for step in steps:
+        if step.reason is None:
+            console.print(f"{step.stage}: skipped, {_when(manifest.stages[step.stage])}", markup=False)
+        else:
+            console.print(f"{step.stage}: {step.reason}", markup=False)
+            _run_stage(step, config, folder, manifest)
+    if is_main_process():
+        _conclude(steps, config, folder, console)
+
+
+def _reason_to_run(stage: str, fingerprint: str, inputs: Sequence[Input], manifest: Manifest) -> str | None:
+    record = manifest.stages.get(stage)
+    if record is None:
+        return "not finished yet"
+    if record.fingerprint != fingerprint:
+        found = changes(record.inputs, inputs)
+        more = f" and {len(found) - _REASONS_SHOWN} more" if len(found) > _REASONS_SHOWN else ""
+        return "; ".join(found[:_REASONS_SHOWN]) + more
+    for name, size in record.outputs.items():
+        file = manifest.path.parent / name
+        if not file.is_file() or file.stat().st_size != size:
+            return f"its output {name} is missing or was changed"
+    return None
+
+
+def _require_upstream(config: Config, stage: str, steps: Mapping[str, Step], manifest: Manifest) -> None:
+    for needed in upstream_of(config, stage):
+        reason = steps[needed].reason
+        if reason is None:
+            continue
+        state = "has not finished" if needed not in manifest.stages else f"is out of date: {reason}"
+        raise StageError(
+            f"{stage} reads the result of stage {needed}, which {state} (in {manifest.path.parent}). "
+            f"Run `rlhf {needed} CONFIG` first, or `rlhf run CONFIG` for all stages."
+        )
+
+
+def _load_reward_functions(config: Config) -> None:
+    """Loads what scores responses: a misspelt name must not cost the training of the first ones."""
+    for component in config.ppo.rewards.values() if config.ppo is not None else ():
+        if component.function is not None:
+            load_function(component.function, component.args)
+
+
+def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest) -> None:
+    from transformers import set_seed
+    from transformers.utils.logging import disable_progress_bar
+
+    from rlhf.tracking.tracker import Tracker
+
+    module = importlib.import_module(f"rlhf.stages.{step.stage}")
+    working = folder.while_running(step.stage)
+    if is_main_process():
+        _remove(working.output_of(step.stage))  # of an attempt that failed
+    barrier()
+    started, clock = datetime.now(timezone.utc), time.perf_counter()
+    disable_progress_bar()  # its bars for loading and saving would break into that of the stage
+    set_seed(config.seed)
+    with Tracker.open(folder.root, config.tracking, config.model_dump(mode="json"), step.stage) as tracker:
+        results = module.run(config, working, tracker)
+    barrier()  # every process has written its part
+    if is_main_process():
+        seconds = round(time.perf_counter() - clock, 3)
+        _finish(step, config.seed, folder, manifest, results, started, seconds)
+    barrier()
+
+
+def _finish(
+    step: Step,
+    seed: int,
+    folder: RunFolder,
+    manifest: Manifest,
+    results: dict[str, Any],
+    started: datetime,
+    seconds: float,
+) -> None:
+    """Puts the stage's output into its place and the stage into the manifest."""
+    output = folder.output_of(step.stage)
+    manifest.drop(step.stage)  # first: whatever happens now, no record speaks of files that are not its own
+    _remove(output)
+    os.replace(folder.while_running(step.stage).output_of(step.stage), output)
+    record = StageRecord(
+        fingerprint=step.fingerprint,
+        inputs={entry.name: entry.value for entry in step.inputs},
+        outputs=list_outputs(folder.root, output),
+        results=results,
+        started=started.isoformat(timespec="seconds"),
+        seconds=seconds,
+        seed=seed,
+        versions=versions(),
+    )
+    manifest.put(step.stage, record)
+
+
+def _conclude(steps: Sequence[Step], config: Config, folder: RunFolder, console: Console) -> None:
+    """Builds the report and says what came out and where it lies."""
+    has_run = any(step.reason is not None for step in steps)
+    if config.tracking.report and (has_run or not folder.report.is_file()):
+        from rlhf.report.report import build_report
+
+        build_report(folder.root)
+    if any(step.stage == "evaluate" for step in steps):
+        print_comparison(console, folder.evaluate)
+    console.print(f"Run folder: {folder.root}", markup=False)
+    if folder.report.is_file():
+        console.print(f"Report: {folder.report}", markup=False)
+
+
+def _when(record: StageRecord) -> str:
+    return f"nothing changed since {record.started} (it took {format_seconds(record.seconds)})"
+
+
+def _is_saved(loaded: LoadedConfig, folder: RunFolder) -> bool:
+    """A run started from its own resolved file keeps it: it says where values came from in the first place."""
+    own = loaded.path is not None and loaded.path.resolve() == folder.config.resolve()
+    return own and OVERRIDE not in loaded.provenance.values()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""The score of a run: its configured reward components, ready to be called.
+
+Between the reward stage and everything that scores responses (PPO, evaluation). It finds and loads; how values are
+combined is `reward_models.combine`'s matter.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+
+from reward_models.combine import CombinedReward, Component
+from reward_models.protocol import RewardFunction
+from reward_models.registry import load_function
+from reward_models.scalar import ScalarRewardModel
+from rlhf.config.ppo import RewardComponentConfig
+from rlhf.config.schema import Config
+from rlhf.errors import StageError
+from rlhf.files.run_folder import RunFolder
+from rlhf.models.precision import uses_bfloat16
+from rlhf.scoring.shared_reward import load_shared_reward_model
+
+__all__ = ["build_scorer", "load_reward_model"]
+
+
+def build_scorer(config: Config, folder: RunFolder, policy: Any = None) -> CombinedReward | None:
+    """Load the components of `ppo.rewards`.
+
+    Args:
+        config: `ppo.rewards`, and the precision of the models.
+        folder: Where the run's own reward model lies.
+        policy: In training, the policy whose trunk the reward model may share. Without it, the reward model is loaded
+            by itself in any case; the scores are the same.
+
+    Returns:
+        The score; None if there are no components, because the environment gives all rewards itself.
+
+    Raises:
+        StageError: The reward stage has not run, or a reward model cannot be found.
+        RewardError: A function or model is not what a component must be.
+    """
+    if config.ppo is None or not config.ppo.rewards:
+        return None
+    return CombinedReward(
+        [
+            Component(
+                name=name,
+                function=_load(name, component, config, folder, policy),
+                weight=component.weight,
+                on_error=component.on_error,
+                timeout_seconds=component.timeout_seconds,
+            )
+            for name, component in config.ppo.rewards.items()
+        ]
+    )
+
+
+def load_reward_model(config: Config, folder: RunFolder) -> ScalarRewardModel:
+    """Load the run's own reward model in its configured precision.
+
+    Raises:
+        StageError: The reward stage has not run.
+    """
+    if not (folder.reward / "config.json").is_file():
+        raise StageError(
+            f"{folder.reward} has no reward model yet: run `rlhf reward` first, or `rlhf run` for all stages. "
+            "To score with another model, give ppo.rewards.reward_model.path"
+        )
+    own = config.reward.model if config.reward is not None and config.reward.model is not None else config.model
+    return _from_folder(folder.reward, uses_bfloat16(own))
+
+
+def _load(
+    name: str, component: RewardComponentConfig, config: Config, folder: RunFolder, policy: Any
+) -> RewardFunction:
+    if component.function is not None:
+        return load_function(component.function, component.args)
+    if component.path is not None:
+        return _load_model(name, component.path, uses_bfloat16(config.model))
+    if component.share_trunk and policy is not None:
+        return load_shared_reward_model(folder.reward, policy, bf16=uses_bfloat16(config.model))
+    return load_reward_model(config, folder)
+
+
+def _load_model(name: str, path: str, bf16: bool) -> ScalarRewardModel:
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return _from_folder(local, bf16)
+    if local.is_absolute() or path.startswith(".") or path.count("/") > 1:  # cannot be a Hub id
+        raise StageError(f"ppo.rewards.{name}.path is {path}: no such folder. Relative paths start at {Path.cwd()}")
+    try:
+        downloaded = snapshot_download(path)
+    except Exception as error:  # of many kinds: the Hub's, the network's and the file system's
+        raise StageError(
+            f"ppo.rewards.{name}.path is {path}: no such folder in {Path.cwd()}, and as a model of the Hub it cannot "
+            f"be loaded: {type(error).__name__}: {error}"
+        ) from error
+    return _from_folder(Path(downloaded), bf16)
+
+
+def _from_folder(path: Path, bf16: bool) -> ScalarRewardModel:
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # the process's current one, under a launcher as well
+    return ScalarRewardModel.from_folder(path, device=device, dtype="bfloat16" if bf16 else "float32")

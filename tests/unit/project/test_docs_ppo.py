@@ -1,0 +1,93 @@
+"""docs/ppo.md: its example works, its output is the command's, and what it names exists."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from ppo_helpers import make_trainer, prompts, tiny
+from tiny_pipeline import ROOT
+
+from rlhf.ppo.advantages import ESTIMATORS, AdvantageInputs
+from rlhf.tracking.metrics import METRICS
+from rlhf.trl.config import PPOConfig
+
+TEXT = (ROOT / "docs" / "ppo.md").read_text("utf-8")
+
+
+def block(language: str) -> str:
+    [found] = re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    return found
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the example, and forgets the estimator afterwards."""
+    before = dict(ESTIMATORS)
+    exec(block("python"), {})
+    [name] = set(ESTIMATORS) - set(before)
+    yield name
+    ESTIMATORS.clear()
+    ESTIMATORS.update(before)
+
+
+def test_the_estimator_of_the_example_is_what_it_says(registered: str):
+    rewards = torch.tensor([[1.0, 2.0], [5.0, 99.0], [0.0, -4.0]])
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    zeros = torch.zeros(3, 2)
+    inputs = AdvantageInputs(rewards, mask, zeros, torch.zeros(3), torch.tensor([7, 7, 2]), gamma=1.0, gae_lambda=0.9)
+    advantages, returns = ESTIMATORS[registered].estimate(inputs)
+    assert advantages.tolist() == [[-1.0, -1.0], [1.0, 0.0], [0.0, 0.0]]  # R is 3, 5 and -4; the first two share 4
+    assert returns.tolist() == [[3.0, 3.0], [5.0, 0.0], [-4.0, -4.0]]
+
+
+def test_a_registered_estimator_trains(registered: str, tmp_path):
+    with pytest.raises(ValueError, match="allowed are gae"):
+        PPOConfig(output_dir=str(tmp_path), advantage="group_maen", use_cpu=True)
+    made = make_trainer(
+        tmp_path, tiny(), advantage=registered, samples_per_prompt=4, total_episodes=16, response_length=4,
+        learning_rate=1e-2, num_ppo_epochs=1, train_dataset=prompts([[3], [4, 5]]),
+        reward_model=lambda completion_ids, **_: [float(len(set(ids))) for ids in completion_ids],
+    )  # fmt: skip
+    before = made.actor_critic.policy.lm_head.weight.detach().clone()
+    made.train()
+    assert made.value_model is None
+    assert made.state.global_step == 2
+    assert not torch.equal(made.actor_critic.policy.lm_head.weight, before)
+
+
+def test_the_explanation_is_the_commands():
+    command = [sys.executable, "-m", "rlhf", "ppo", "configs/quickstart.yaml", "--explain"]
+    environment = {"PATH": "", "COLUMNS": "110", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [shown] = re.findall(r"^```\n\$ rlhf ppo configs/quickstart.yaml --explain\n(.*?)^```", TEXT, re.DOTALL | re.M)
+    assert [line.rstrip() for line in done.stdout.splitlines() if line.strip()] == shown.splitlines()
+
+
+def test_all_estimators_are_described():
+    table = re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \| (\d) or more \|", TEXT, re.MULTILINE)
+    assert {name: critic == "yes" for name, critic, _ in table} == {
+        name: estimator.uses_critic for name, estimator in ESTIMATORS.items()
+    }
+
+
+def test_what_the_page_names_exists():
+    files = set(re.findall(r"`((?:rlhf/)?[\w/]+\.py)`", TEXT))
+    assert len(files) > 8
+    assert not [name for name in files if not ((ROOT / name).is_file() or (ROOT / "rlhf" / "ppo" / name).is_file())]
+    for name in set(re.findall(r"`(ppo/\w+)`", TEXT)):
+        assert name in METRICS
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "rlhf" / "ppo").glob("*.py"))
+    steps = TEXT.partition("## Advantage estimators")[0]
+    functions = [*re.findall(r": `(\w+)`", steps), "masked_whiten", "update"]
+    assert len(functions) > 6
+    assert not [name for name in functions if f"def {name}(" not in source]
+
+
+def test_defaults_are_those_that_the_page_gives():
+    fields = PPOConfig.__dataclass_fields__
+    assert (fields["gradient_checkpointing"].default, fields["adam_epsilon"].default) == (False, 1e-5)
+    for name in re.findall(r"`(\w+)`", TEXT.partition("- **As in TRL**")[2].partition("- **Acts here")[0]):
+        assert name in fields or name in ("eval_dataset", "peft_config", "callbacks", "optimizers")

@@ -1,0 +1,272 @@
+"""The report and the picture: right numbers, nothing from outside, safe text, and graceful with half a run."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib.image
+import pytest
+
+from rlhf.errors import StageError
+from rlhf.report.picture import typical_sample
+from rlhf.report.report import build_report, save_curve_picture
+from rlhf.tracking import rollouts
+from rlhf.tracking.jsonl import JsonlSink
+
+EVIL = '<script>alert("x")</script> & $\\frac{1}{0}$ {{ 7 * 7 }} \N{PARTY POPPER}'
+MINUS = "\N{MINUS SIGN}"
+
+
+def log(run_dir, stage, metrics, steps):
+    sink = JsonlSink(run_dir, stage)
+    for step in range(steps):
+        sink.log({name: value + 0.1 * step for name, value in metrics.items()}, step)
+    sink.close()
+
+
+def evaluation(interval=(0.5, 1.25), samples=3):
+    return {
+        "prompts": 80,
+        "policies": ["sft", "ppo"],
+        "metrics": {
+            "score": {"sft": 0.0, "ppo": 0.9, "difference": 0.9, "interval": list(interval)},
+            "kl": {"sft": 0.0, "ppo": 3.5, "difference": 3.5, "interval": [3.0, 4.0]},
+            "components/polite": {"sft": 0.25, "ppo": 0.125, "difference": -0.125, "interval": [-0.25, -0.0625]},
+        },
+        "win_rate": {"value": 0.75, "interval": [0.65, 0.83]},
+        "samples": [
+            {"prompt": EVIL, "sft": "Wait.", "ppo": EVIL, "sft_score": -0.5, "ppo_score": float(n)}
+            for n in range(samples)
+        ],
+    }
+
+
+@pytest.fixture
+def whole_run(tmp_path):
+    run_dir = tmp_path / "support"
+    run_dir.mkdir()
+    log(run_dir, "sft", {"sft/loss": 2.0, "sft/validation_loss": 2.5}, 4)
+    log(run_dir, "reward", {"reward/loss": 0.7}, 3)
+    log(run_dir, "reward", {"reward/expected_calibration_error": 0.0625}, 1)
+    log(run_dir, "ppo", {"ppo/score": 0.0, "ppo/kl": 0.0, f"ppo/components/{EVIL}": 1.0}, 5)
+    rows = [
+        {"index": n, "prompt": "Hi", "response": EVIL, "score": n, "length": 3, "stop_reason": "eos"} for n in range(3)
+    ]
+    for iteration in (0, 4):
+        rollouts.write(run_dir, rollouts.typed_rows(rows, iteration), iteration)
+    (run_dir / "config.yaml").write_text(f"name: support  # {EVIL}\n", encoding="utf-8")
+    (run_dir / "manifest.json").write_text(json.dumps({"stages": {"sft": {"seconds": 75.0}, "ppo": {"seconds": 3723}}}))
+    (run_dir / "evaluate.json").write_text(json.dumps(evaluation()))
+    return run_dir
+
+
+class Page(HTMLParser):
+    """Collects what the tests look at: the text, and every place that a browser would fetch or run."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.references, self.tags, self.open = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.open.append(tag)
+        self.text.append(" ")
+        self.references += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
+
+    def handle_endtag(self, tag):
+        self.text.append(" ")
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+    def words(self):
+        return re.sub(r"\s+", " ", "".join(self.text))
+
+
+def report(run_dir):
+    path = build_report(run_dir)
+    assert path == run_dir / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_report_fetches_nothing_and_runs_nothing(whole_run):
+    page = report(whole_run)
+    assert page.references
+    assert all(reference.startswith("#") for reference in page.references)
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    html = (whole_run / "report.html").read_text(encoding="utf-8")
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_text_of_users_and_models_is_shown_as_it_is(whole_run):
+    words = report(whole_run).words()
+    shown = re.sub(r"\s+", " ", EVIL)
+    # 3 samples twice (prompt and response), 2 iterations x 3 rollouts, the configuration, one component's name
+    assert words.count(shown) == 3 * 2 + 2 * 3 + 1 + 1
+
+
+def test_the_headline_is_the_paired_difference_with_its_interval(whole_run):
+    words = report(whole_run).words()
+    assert (
+        "On 80 held-out prompts the PPO policy scores +0.9 against the SFT policy (95% interval +0.5 to +1.25)."
+        in words
+    )
+    assert "on 75% of them (ties count half, 95% interval 65% to 83%)" in words
+    assert "no difference is shown" not in words
+
+
+@pytest.mark.parametrize("interval", [(-0.1, 1.25), (-1.0, -0.0), (0.0, 1.0)])
+def test_an_interval_that_includes_zero_is_said_to(whole_run, interval):
+    (whole_run / "evaluate.json").write_text(json.dumps(evaluation(interval)))
+    assert "which includes 0: no difference is shown" in report(whole_run).words()
+
+
+def test_the_table_has_a_line_for_each_metric(whole_run):
+    words = report(whole_run).words()
+    assert "Score Score of a response to a held-out prompt, mean 0.00 0.90 +0.90 +0.50 to +1.25" in words
+    polite = "Polite score One reward component on held-out prompts, unweighted, mean 0.250 0.125"
+    assert f"{polite} {MINUS}0.125 {MINUS}0.250 to {MINUS}0.062" in words
+
+
+def test_the_drawing_of_an_interval_has_its_own_scale_around_zero(whole_run):
+    html = build_report(whole_run).read_text(encoding="utf-8")
+    # score: 0.9 of +0.5..+1.25: 60 + 54 * value / 1.25
+    assert re.search(r'class="bar clear".*?x1="81.6" x2="114.0".*?cx="98.9"', html, flags=re.DOTALL)
+    # polite: -0.125 of -0.25..-0.0625
+    assert re.search(r'class="bar clear".*?x1="6.0" x2="46.5".*?cx="33.0"', html, flags=re.DOTALL)
+    assert 'class="bar open"' not in html
+
+
+def test_stages_have_their_time_and_outcome(whole_run):
+    words = report(whole_run).words()
+    arrow = "\N{RIGHTWARDS ARROW}"
+    assert f"Supervised fine-tuning 1:15 validation loss 2.5 {arrow} 2.8" in words
+    assert f"PPO 1:02:03 score 0 {arrow} 0.4, kl 0 {arrow} 0.4" in words
+
+
+def test_rollouts_show_the_first_and_the_last_iteration(whole_run):
+    words = report(whole_run).words()
+    assert "Iteration 0, 3 episodes" in words
+    assert "Iteration 4, 3 episodes" in words
+    assert "lowest score" in words
+    assert "score +2.00" in words
+
+
+def test_what_is_logged_once_is_a_number_and_not_a_curve(tmp_path):
+    log(tmp_path, "reward", {"reward/expected_calibration_error": 0.0625}, 1)
+    words = report(tmp_path).words()
+    assert "expected_calibration_error |sigmoid(margin) - share preferred|" in words
+    assert "0.0625 share" in words
+
+
+def test_a_run_with_only_sft_has_a_report_of_sft(tmp_path):
+    log(tmp_path, "sft", {"sft/loss": 2.0}, 4)
+    page = report(tmp_path)
+    assert "Supervised fine-tuning Stages" in page.words()
+    assert not any(title in page.words() for title in ("PPO", "Before and after", "rollouts", "Configuration"))
+    assert page.tags.count("section") == 2  # curves and stages
+
+
+def test_an_evaluation_of_one_policy_has_no_differences(tmp_path):
+    content = {
+        "prompts": 8,
+        "policies": ["sft"],
+        "metrics": {"score": {"sft": 0.5}},
+        "samples": [{"prompt": "Hi", "sft": "Yes"}],
+    }
+    (tmp_path / "evaluate.json").write_text(json.dumps(content))
+    words = report(tmp_path).words()
+    assert "Difference" not in words
+    assert "0.500" in words
+    assert "against the SFT policy" not in words
+
+
+def test_what_could_not_be_computed_is_a_dash(whole_run):
+    content = evaluation()
+    content["metrics"]["score"] = {
+        "sft": None,
+        "ppo": float("nan"),
+        "difference": float("nan"),
+        "interval": [float("nan")] * 2,
+    }
+    content["win_rate"] = None
+    (whole_run / "evaluate.json").write_text(json.dumps(content))
+    asked = [{"role": "user", "content": "asked"}]
+    rows = [
+        {"score": None},
+        {"score": float("nan")},
+        {"score": 0.5, "response": "the only scored one", "prompt": asked},
+    ]
+    rollouts.write(whole_run, rollouts.typed_rows(rows, 9), 9)
+    words = report(whole_run).words()
+    dash = "\N{EN DASH}"
+    assert f"held-out prompt, mean {dash} {dash} {dash} {dash} to {dash}" in words
+    assert "nan" not in words
+    assert "Iteration 9, 3 episodes" in words
+    assert words.count("the only scored one") == words.count("user: asked") == 3
+
+
+def test_building_twice_gives_the_same_file(whole_run):
+    first = build_report(whole_run).read_bytes()
+    assert build_report(whole_run).read_bytes() == first
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(StageError, match=r"is not a run folder.*runs/NAME"):
+        build_report(tmp_path)
+
+
+def test_a_broken_file_is_named(whole_run):
+    (whole_run / "evaluate.json").write_text('{"prompts": 8')
+    with pytest.raises(StageError, match=r"evaluate\.json is not JSON.*run its stage again"):
+        build_report(whole_run)
+
+
+def test_a_file_of_the_wrong_shape_is_named(whole_run):
+    (whole_run / "manifest.json").write_text("[]")
+    with pytest.raises(StageError, match=r"manifest\.json holds a list, not an object"):
+        build_report(whole_run)
+
+
+def test_the_typical_sample_has_the_median_gain():
+    gains = [0.5, -1.0, 3.0, 2.0, 0.0]
+    samples = [{"sft_score": 1.0, "ppo_score": 1.0 + gain, "gain": gain} for gain in gains]
+    assert typical_sample(samples)["gain"] == 0.5
+    assert typical_sample([*samples, {"sft_score": None, "ppo_score": 9.0}])["gain"] == 0.5
+    assert typical_sample([]) is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_picture_is_drawn_with_any_text(whole_run, tmp_path, suffix):
+    path = save_curve_picture(whole_run, tmp_path / "docs" / f"curve.{suffix}")
+    content = path.read_bytes()
+    assert len(content) > 5000
+    if suffix == "png":
+        height, width, _ = matplotlib.image.imread(path).shape
+        assert (width, height) == (1680, 672)
+    else:
+        assert b"<svg" in content
+    assert save_curve_picture(whole_run, path).read_bytes() == content
+
+
+def test_the_picture_makes_do_with_one_of_its_parts(whole_run, tmp_path):
+    both = save_curve_picture(whole_run, tmp_path / "both.png").stat().st_size
+    (whole_run / "evaluate.json").unlink()
+    curve_only = save_curve_picture(whole_run, tmp_path / "curve.png").stat().st_size
+    assert 5000 < curve_only < both
+
+
+def test_a_run_without_curve_and_samples_has_no_picture(tmp_path):
+    log(tmp_path, "sft", {"sft/loss": 2.0}, 4)
+    with pytest.raises(StageError, match="neither a PPO curve nor evaluated samples"):
+        save_curve_picture(tmp_path, tmp_path / "curve.png")
+
+
+def test_a_picture_of_another_kind_is_refused(whole_run, tmp_path):
+    with pytest.raises(StageError, match=r"written as \.png or \.svg, not as '\.jpg'"):
+        save_curve_picture(whole_run, tmp_path / "curve.jpg")
