@@ -143,11 +143,6 @@ class PPOSectionConfig(Section):
     epochs: int = Field(4, gt=0, description="Passes over each rollout.")
     minibatches: int = Field(4, gt=0, description="Optimizer steps in one pass.")
     microbatch_tokens: int = Field(4096, gt=0, description="Tokens in one forward and backward pass, per process.")
-    compile_kernels: bool | None = Field(
-        None,
-        description="On a CPU, run attention, norms, gates, softmax and decoding in C++, which is compiled in seconds "
-        "at the first start: an iteration takes about half the time. Default: where there is a C++ compiler.",
-    )
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
     scheduler: Literal["linear", "constant"] = Field("linear", description="Linear falls to exactly 0.")
     warmup_iterations: int = Field(0, ge=0, description="Iterations in which the rate rises from 0.")
@@ -162,7 +157,6 @@ class PPOSectionConfig(Section):
     whiten_advantages: bool = Field(True, description="Advantages to mean 0, variance 1 over the rollout.")
     whiten_rewards: bool = Field(False, description="Token rewards to variance 1; their mean stays.")
     bootstrap_truncated: bool = Field(False, description="A truncated episode ends with V of its last state.")
-    save_every_iterations: int | None = Field(None, gt=0, description="Checkpoints; default: only the last.")
 
     @model_validator(mode="after")
     def _batches_divide(self) -> "PPOSectionConfig":

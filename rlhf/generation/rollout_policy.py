@@ -14,30 +14,30 @@ from torch import nn
 
 from rlhf.errors import ModelError
 from rlhf.launch.deepspeed import gathered_parameters
+from rlhf.launch.runtime import Runtime
 from rlhf.policies import head
 
 
 class RolloutPolicy:
     """Gives the sampler a plain module that answers as the policy does now."""
 
-    def __init__(self, policy: nn.Module, *, bf16: bool, sharded: bool) -> None:
+    def __init__(self, policy: nn.Module, runtime: Runtime) -> None:
         _refuse_unmergeable(policy)
         self.policy = policy
-        self.dtype = torch.bfloat16 if bf16 else None
-        self.sharded = sharded
-        self.copied = bf16 or sharded or hasattr(policy, "get_base_model")
+        self.dtype = torch.bfloat16 if runtime.bf16 else None
         self._copy: Any = None
         self._renewed: set[str] = set()  # weights that every refresh writes
 
     def refresh(self) -> nn.Module:
         """Return the module to decode with, brought up to date."""
-        if not self.copied:
+        sharded = any(hasattr(parameter, "ds_id") for parameter in self.policy.parameters())
+        if not (self.dtype or sharded or hasattr(self.policy, "get_base_model")):
             return self.policy
         source = head.unwrapped(self.policy)
         fresh = self._copy is None
         if fresh:
             self._copy = _empty_like(source, self.dtype)
-            if not self.sharded:
+            if not sharded:
                 _share_output_layer(source, self._copy)
         target = dict(self._copy.named_parameters(remove_duplicate=False))
         with torch.no_grad():

@@ -7,7 +7,6 @@ log-probability of every sampled token and holds logits of one position a row. I
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,10 @@ from transformers.cache_utils import DynamicCache
 from rlhf.cpu import fast_trunk, native_decoding
 from rlhf.cpu.decoding import Decoder
 from rlhf.cpu.rounding import rounded_factors
+from rlhf.config.ppo import RolloutConfig
 from rlhf.errors import ModelError
+from rlhf.generation.generator import Request, Sample
+from rlhf.launch.runtime import Runtime
 from rlhf.generation.cache import SlotCache
 from rlhf.generation.noise import uniforms
 from rlhf.packing.packed import PackedRows, rounded_up
@@ -27,37 +29,6 @@ from rlhf.policies import head
 
 _BLOCK = 256  # tokens summed together when the cumulative distribution is searched
 _EVEN, _EVEN_IN_BFLOAT16 = 16, 8  # rows of a step are a multiple of this
-
-
-@dataclass(frozen=True)
-class Request:
-    """One response to sample."""
-
-    prompt_ids: Sequence[int]
-    key: int  # names the response, see noise.response_key
-    max_tokens: int
-    min_tokens: int = 0
-
-
-@dataclass
-class Sampled:
-    """One sampled response. The stop token, if there is one, is its last token."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)  # nats, at the sampling temperature
-    stop_reason: str = "length"  # or "eos", "stop_string"
-
-
-@dataclass(frozen=True)
-class SamplingParameters:
-    """How tokens are drawn and when a response ends."""
-
-    stop_token_ids: tuple[int, ...]
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    stop_strings: tuple[str, ...] = ()
-    batch_size: int = 64
 
 
 def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,24 +73,37 @@ def truncate(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
 
 
 class Sampler:
-    """Samples responses from a causal language model."""
+    """Samples responses from a causal language model.
+
+    Args:
+        policy: A plain module with all its weights.
+        settings: Section `ppo.rollout`: temperature, truncation, stop strings, rows decoded at once.
+        stop_token_ids: Tokens that end a response.
+        decode: From ids to text, for stop strings.
+        runtime: Where it samples.
+    """
 
     def __init__(
         self,
         policy: nn.Module,
-        parameters: SamplingParameters,
+        settings: RolloutConfig,
+        stop_token_ids: Sequence[int],
         decode: Callable[[Sequence[int]], str] | None = None,
+        *,
+        runtime: Runtime,
     ) -> None:
-        if parameters.stop_strings and decode is None:
+        if settings.stop_strings and decode is None:
             raise ValueError("stop_strings need decode, the tokenizer's function from ids to text")
         self.policy = policy
-        self.parameters = parameters
+        self.settings = settings
+        self.stop_token_ids = tuple(stop_token_ids)
         self.decode = decode
+        self.runtime = runtime
         first = next(head.trunk(policy).parameters())
         self.device, self.dtype = first.device, first.dtype
 
     @torch.inference_mode()
-    def __call__(self, requests: Sequence[Request]) -> list[Sampled]:
+    def __call__(self, requests: Sequence[Request]) -> list[Sample]:
         """Sample one response for each request; the order of the results is that of the requests."""
         if not requests:
             return []
@@ -131,12 +115,12 @@ class Sampler:
         """Draw a token for each of the first rows of hidden states (m, d); `banned` rows may not stop yet."""
         logits = head.scale_logits(self.policy, self._logits(hidden)[: len(uniform)])
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        if self.parameters.temperature != 1:
-            logits = logits / self.parameters.temperature
+        if self.settings.temperature != 1:
+            logits = logits / self.settings.temperature
         if banned.any():
             rows = torch.from_numpy(np.flatnonzero(banned)).to(self.device)
-            logits[rows[:, None], list(self.parameters.stop_token_ids)] = -torch.inf
-        logits = truncate(logits, self.parameters.top_k, self.parameters.top_p)
+            logits[rows[:, None], list(self.stop_token_ids)] = -torch.inf
+        logits = truncate(logits, self.settings.top_k, self.settings.top_p)
         return draw(logits, torch.from_numpy(uniform).to(self.device))
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -152,11 +136,11 @@ class _Decoding:
     def __init__(self, sampler: Sampler, requests: Sequence[Request]) -> None:
         self.sampler = sampler
         self.requests = requests
-        self.results = [Sampled() for _ in requests]
+        self.results = [Sample() for _ in requests]
         self.noise = [uniforms(request.key, request.max_tokens) for request in requests]
         # Longest first, so that the last rows to be admitted are the cheap ones.
         self.waiting = deque(sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids)))
-        rows = min(sampler.parameters.batch_size, len(requests))
+        rows = min(sampler.settings.batch_size, len(requests))
         columns = max(len(request.prompt_ids) + request.max_tokens for request in requests)
         config = head.unwrapped(sampler.policy).config
         window = getattr(config, "sliding_window", None)
@@ -171,7 +155,7 @@ class _Decoding:
         self.rows: list[int] = []  # row -> request
         self.last_token = torch.zeros(rows, dtype=torch.long, device=sampler.device)
 
-    def run(self) -> list[Sampled]:
+    def run(self) -> list[Sample]:
         """Admit, step and retire until every request is answered."""
         while self.waiting or self.rows:
             free = self.cache.rows - len(self.rows)
@@ -237,13 +221,13 @@ class _Decoding:
                 self._retire(row)
 
     def _ended(self, request: int) -> bool:
-        result, parameters = self.results[request], self.sampler.parameters
-        if result.token_ids[-1] in parameters.stop_token_ids:
+        result, settings = self.results[request], self.sampler.settings
+        if result.token_ids[-1] in self.sampler.stop_token_ids:
             result.stop_reason = "eos"
             return True
-        if parameters.stop_strings and self.sampler.decode is not None:
+        if settings.stop_strings and self.sampler.decode is not None:
             text = self.sampler.decode(result.token_ids)
-            if any(stop in text for stop in parameters.stop_strings):
+            if any(stop in text for stop in settings.stop_strings):
                 result.stop_reason = "stop_string"
                 return True
         return len(result.token_ids) >= self.requests[request].max_tokens

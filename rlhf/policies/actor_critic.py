@@ -11,10 +11,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from rlhf.launch.runtime import Runtime
 from rlhf.models.shared_trunk import CRITIC, Adapters
+from rlhf.packing.microbatch import Microbatch
 from rlhf.policies import head
-from rlhf.policies.logprobs import token_logprobs
-from rlhf.ppo.batch import Microbatch
+from rlhf.policies.decoder_only import DecoderOnly
 
 
 class TokenOutputs(NamedTuple):
@@ -56,17 +57,19 @@ class ActorCritic(nn.Module):
         policy: A causal language model, possibly with peft adapters.
         value_model: A sequence-classification model with one label (its own trunk and a `score` layer), a
             `SharedCritic`, an `AdapterCritic`, or None for advantage estimators without a critic.
-        bf16: Whether the trunks run under bfloat16 autocast, and the output layer's backward pass; weights, logits and
-            values stay as they are.
+        runtime: Where and in which precision. Under bfloat16 the trunks and the output layer's backward pass are
+            lowered; weights, logits and values stay as they are.
     """
 
-    def __init__(self, policy: nn.Module, value_model: nn.Module | None, *, bf16: bool = False) -> None:
+    def __init__(self, policy: nn.Module, value_model: nn.Module | None, runtime: Runtime) -> None:
         super().__init__()
         self.policy = policy
         self.value_model = value_model
-        self.bf16 = bf16
         self.adapters: Any = Adapters(policy) if isinstance(policy, PeftModel) else None
-        self.config: Any = head.unwrapped(policy).config  # what Accelerate and the model card read
+        self.config: Any = head.unwrapped(policy).config  # what Accelerate reads
+        self._actor = DecoderOnly(policy, runtime)
+        own_trunk = value_model is not None and not isinstance(value_model, SharedCritic)
+        self._critic = DecoderOnly(value_model, runtime) if own_trunk else self._actor
 
     def forward(
         self, microbatch: Microbatch, temperature: float, *, entropy: bool = False, reference: bool = False
@@ -79,16 +82,11 @@ class ActorCritic(nn.Module):
             entropy: Whether entropies are wanted.
             reference: Whether to switch the policy's adapters off: then it is the reference policy, without a critic.
         """
-        adapters_off = self.adapters.using() if reference else nullcontext()
-        with adapters_off:
-            hidden = self._run(self.policy, microbatch)
-            logprobs, entropies = token_logprobs(
-                self.policy,
-                hidden[: len(microbatch.targets)],
-                microbatch.targets,
-                temperature,
-                entropy=entropy,
-                gradient_dtype=torch.bfloat16 if self.bf16 else None,
+        read = torch.cat([microbatch.predictors, microbatch.last])  # where tokens were chosen, then the rows' ends
+        with self.adapters.using() if reference else nullcontext():
+            states = self._actor.states(microbatch.tokens, read)
+            logprobs, entropies = self._actor.logprobs(
+                states[: len(microbatch.targets)], microbatch.targets, temperature, entropy=entropy
             )
         if reference or self.value_model is None:
             return TokenOutputs(
@@ -96,15 +94,9 @@ class ActorCritic(nn.Module):
             )
         if isinstance(self.value_model, AdapterCritic):
             with self.adapters.using(CRITIC):
-                hidden = self._run(self.policy, microbatch)
-        elif not isinstance(self.value_model, SharedCritic):
-            hidden = self._run(self.value_model, microbatch)
+                states = self._actor.states(microbatch.tokens, read)
+        elif self._critic is not self._actor:
+            states = self._critic.states(microbatch.tokens, read)
         score: nn.Linear = self.value_model.score  # type: ignore[assignment]
-        values = score(hidden.to(score.weight.dtype)).squeeze(-1).to(logprobs.dtype)
+        values = score(states.to(score.weight.dtype)).squeeze(-1).to(logprobs.dtype)
         return TokenOutputs(logprobs, entropies, *values.split([len(microbatch.targets), len(microbatch.rows)]))
-
-    def _run(self, model: nn.Module, microbatch: Microbatch) -> Tensor:
-        """Return the hidden states (t + b, d) behind which tokens were chosen, then those of each row's last token."""
-        read = torch.cat([microbatch.predictors, microbatch.last])
-        with torch.autocast(read.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return head.hidden_states(model, microbatch.tokens, read)
