@@ -11,7 +11,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
@@ -42,6 +42,8 @@ class _Episode:
     context: list[Message]  # the conversation before the last response
     turns: int = 0
     over: bool = False
+    info: Info = field(default_factory=dict)  # of the last step
+    completion_ids: list[int] | None = None  # of the last response
 
     @property
     def scored_prompt(self) -> Text:
@@ -158,12 +160,43 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
         stepped = [i for i, response in enumerate(responses) if response is not None]
         for i in stepped:
             rewards[i], infos[i] = self._step_one(i, responses[i])
+            self._episodes[i].info, self._episodes[i].completion_ids = infos[i], None if ids is None else ids[i]
         ended = [i for i in stepped if self._episodes[i].over]
         if self.scorer is not None and ended:
             self._score(self.scorer, ended, responses, ids, infos)
             for i in ended:
                 rewards[i] += infos[i]["score"]  # NaN stays NaN: nobody could score this episode
         return tuple(self._observations), rewards, self._terminated.copy(), self._truncated.copy(), infos
+
+    def truncate(self, numbers: Sequence[int]) -> tuple[Rewards, list[Info]]:
+        """Cut off the episodes of some environments, which would go on, and score them as they stand.
+
+        For whoever cannot go on, because a model has no positions left, say. The environments are not asked: until the
+        next reset they are not stepped again.
+
+        Args:
+            numbers: Environments (n,) that are in an episode and have been stepped.
+
+        Returns:
+            What the scorer gives (n,), and infos (n,) as of the last step, with `score`, `components` and `scored`.
+
+        Raises:
+            TextEnvError: An environment is not in an episode, or nothing was said in it yet.
+        """
+        for i in numbers:
+            if not self._episodes or self._episodes[i].over or not self._episodes[i].turns:
+                raise TextEnvError(f"envs[{i}] is not within an episode that has a response; only such a one is cut off.")
+        infos: list[Info] = [dict(episode.info) for episode in self._episodes]
+        responses = [episode.messages[len(episode.context)]["content"] if episode.turns else None
+                     for episode in self._episodes]  # fmt: skip
+        ids = [episode.completion_ids for episode in self._episodes]
+        if self.scorer is not None and numbers:
+            known = all(ids[i] is not None for i in numbers)
+            self._score(self.scorer, list(numbers), responses, ids if known else None, infos)
+        for i in numbers:
+            self._episodes[i].over, self._truncated[i] = True, True
+        chosen = [infos[i] for i in numbers]
+        return np.array([info["score"] for info in chosen], dtype=np.float64), chosen
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close every environment."""

@@ -18,13 +18,13 @@ class Answers:
 
     Attributes:
         episodes: (N,)
-        log_ratios: (N,) log(policy / SFT policy) at the sampling temperature, summed over the response; nats.
-        sft_logprobs: (N,) log-probability under the SFT policy at temperature 1, summed over the response; nats.
+        log_ratios: (N,) log(policy / policy before) at the sampling temperature, summed over the response; nats.
+        before_logprobs: (N,) log-probability under the policy before at temperature 1, summed over the response; nats.
     """
 
     episodes: list[Episode]
     log_ratios: Floats
-    sft_logprobs: Floats
+    before_logprobs: Floats
 
     def read(self, value: Callable[[Episode], float]) -> Floats:
         """One number of each episode, (N,)."""
@@ -50,38 +50,39 @@ class Answers:
         return self.read(lambda episode: episode.components.get(name, np.nan))
 
 
-def compare(sft: Answers, ppo: Answers, design: Design) -> tuple[dict[str, Entry], Share]:
+def compare(before: Answers, after: Answers, design: Design) -> tuple[dict[str, Entry], Share]:
     """Compare the answers of two policies to the same prompts in the same order.
 
-    KL(PPO || SFT) is the mean over the PPO policy's own responses of their summed log-ratio: the estimator k1,
+    KL(after || before) is the mean over the later policy's own responses of their summed log-ratio: the estimator k1,
     unbiased, so that a small KL may come out below 0. Perplexity is exp(-sum of log-probabilities / number of tokens).
 
     Returns:
         The metrics by name, and the win rate by score.
     """
-    assert len(sft.episodes) == len(ppo.episodes), "both policies answer the same prompts"
-    metrics = {"score": means_of(sft.scores, ppo.scores, design)}
-    for name in _component_names(sft, ppo):
-        metrics[f"components/{name}"] = means_of(sft.component(name), ppo.component(name), design)
-    metrics["kl"] = means_of(sft.log_ratios, ppo.log_ratios, design)
-    metrics["kl_per_token"] = quotients_of((sft.log_ratios, sft.tokens), (ppo.log_ratios, ppo.tokens), design)
-    surprise = (-sft.sft_logprobs, sft.tokens), (-ppo.sft_logprobs, ppo.tokens)
+    assert len(before.episodes) == len(after.episodes), "both policies answer the same prompts"
+    metrics = {"score": means_of(before.scores, after.scores, design)}
+    for name in _component_names(before, after):
+        metrics[f"components/{name}"] = means_of(before.component(name), after.component(name), design)
+    metrics["kl"] = means_of(before.log_ratios, after.log_ratios, design)
+    metrics["kl_per_token"] = quotients_of((before.log_ratios, before.tokens), (after.log_ratios, after.tokens), design)
+    surprise = (-before.before_logprobs, before.tokens), (-after.before_logprobs, after.tokens)
     metrics["perplexity"] = quotients_of(*surprise, design, np.exp)
-    metrics["response_tokens"] = means_of(sft.tokens, ppo.tokens, design)
-    metrics["distinct_2"] = _without_interval(_distinct(sft), _distinct(ppo))
-    metrics["stopped_share"] = means_of(sft.stopped, ppo.stopped, design)
-    return metrics, wins_of(sft.scores, ppo.scores, design)
+    metrics["response_tokens"] = means_of(before.tokens, after.tokens, design)
+    metrics["distinct_2"] = _without_interval(_distinct(before), _distinct(after))
+    metrics["stopped_share"] = means_of(before.stopped, after.stopped, design)
+    return metrics, wins_of(before.scores, after.scores, design)
 
 
-def _component_names(sft: Answers, ppo: Answers) -> list[str]:
-    return list(dict.fromkeys(name for side in (sft, ppo) for episode in side.episodes for name in episode.components))
+def _component_names(before: Answers, after: Answers) -> list[str]:
+    episodes = [*before.episodes, *after.episodes]
+    return list(dict.fromkeys(name for episode in episodes for name in episode.components))
 
 
 def _distinct(answers: Answers) -> float | None:
     return distinct_n(response for episode in answers.episodes for response in episode.responses)
 
 
-def _without_interval(sft: float | None, ppo: float | None) -> Entry:
+def _without_interval(before: float | None, after: float | None) -> Entry:
     # Resampling repeats prompts, and with them their words: it would call every policy repetitive.
-    difference = None if sft is None or ppo is None else ppo - sft
-    return {"sft": sft, "ppo": ppo, "difference": difference, "interval": None}
+    difference = None if before is None or after is None else after - before
+    return {"before": before, "after": after, "difference": difference, "interval": None}

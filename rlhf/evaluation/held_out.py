@@ -7,25 +7,20 @@ played here is played by the same code as PPO's rollouts.
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from envs.registry import make_text_env
-from envs.tasks.prompts import PromptsEnv
-from envs.vector import TextVectorEnv
 from reward_models.chat import Text, encode_prompt
 from reward_models.combine import CombinedReward
 from rlhf.config.data import DataConfig
-from rlhf.config.ppo import PPOSectionConfig
 from rlhf.config.schema import Config
 from rlhf.data import Prompt, load_rows
 from rlhf.data.split import prompt_key
-from rlhf.episodes.rollout import EnvironmentSource, Lengths, Start
+from rlhf.episodes.environment_source import EnvironmentSource
+from rlhf.episodes.environments import environment_source
+from rlhf.episodes.plan import Start
 from rlhf.errors import StageError
-
-__all__ = ["environment_source", "held_out_prompts", "plan_starts"]
 
 _MOST_AT_ONCE = 256  # episodes played side by side
 
@@ -61,12 +56,12 @@ def held_out_prompts(config: Config, tokenizer: PreTrainedTokenizerBase) -> list
     return _each_once(splits.test or splits.train)[: config.evaluate.max_prompts]
 
 
-def environment_source(
+def held_out_source(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
     scorer: CombinedReward | None,
     prompts: Sequence[Prompt] | None,
-    max_total_tokens: int | None,
+    positions: int | None,
 ) -> EnvironmentSource:
     """Build the environments that ask the prompts.
 
@@ -75,7 +70,7 @@ def environment_source(
         tokenizer: The policies'.
         scorer: Scores finished episodes; None leaves it to the environment.
         prompts: What `rlhf/Prompts-v0` asks; None: the configured environment with its own prompts.
-        max_total_tokens: Positions that the model has.
+        positions: Tokens that the model reads at most.
 
     Raises:
         StageError: Nothing would score the responses.
@@ -83,26 +78,24 @@ def environment_source(
     """
     assert config.evaluate is not None
     assert config.ppo is not None
+    section = config.evaluate
+    if prompts is not None and scorer is None:
+        raise StageError(
+            "evaluate.data gives prompts, but ppo.rewards is empty: nothing scores the responses. Add a component, or "
+            "remove evaluate.data, so that the policies are compared by the environment's own rewards."
+        )
+    count = section.max_prompts or config.ppo.rollout.batch_size
     if prompts is not None:
-        if scorer is None:
-            raise StageError(
-                "evaluate.data gives prompts, but ppo.rewards is empty: nothing scores the responses. Add a component, "
-                "or remove evaluate.data, so that the policies are compared by the environment's own rewards."
-            )
-        rows = [{**prompt.columns, "prompt": prompt.prompt} for prompt in prompts]
-        count = min(len(rows) * config.evaluate.samples_per_prompt, _MOST_AT_ONCE)
-        environments: list[Any] = [PromptsEnv(rows) for _ in range(count)]
-    else:
-        environments = _own_environments(config.ppo, config.evaluate.max_prompts)
-    rollout = config.ppo.rollout
-    lengths = Lengths(
-        max_prompt_tokens=rollout.max_prompt_tokens,
-        max_response_tokens=config.evaluate.max_response_tokens or rollout.max_response_tokens,
-        min_response_tokens=rollout.min_response_tokens,
-        max_turns=1 if prompts is not None else config.ppo.environment.max_turns,
-        max_total_tokens=max_total_tokens,
+        count = len(prompts) * section.samples_per_prompt
+    return environment_source(
+        config.ppo,
+        tokenizer,
+        scorer,
+        prompts=prompts,
+        count=min(count, _MOST_AT_ONCE),
+        max_positions=positions,
+        max_response_tokens=section.max_response_tokens,
     )
-    return EnvironmentSource(TextVectorEnv(environments, scorer), tokenizer, lengths, rollout.stop_strings)
 
 
 def plan_starts(source: EnvironmentSource, config: Config) -> list[Start]:
@@ -125,13 +118,6 @@ def plan_starts(source: EnvironmentSource, config: Config) -> list[Start]:
         for index in range(count)
         for sample in range(config.evaluate.samples_per_prompt)
     ]
-
-
-def _own_environments(ppo: PPOSectionConfig, max_prompts: int | None) -> list[Any]:
-    count = min(max_prompts or ppo.rollout.batch_size, _MOST_AT_ONCE)
-    # Cut off by Gymnasium's wrapper, not by the player: only an episode that its environment ends is scored.
-    options = {**ppo.environment.kwargs, "max_episode_steps": ppo.environment.max_turns}
-    return [make_text_env(ppo.environment.id, **options) for _ in range(count)]
 
 
 def _each_once(prompts: Iterable[Prompt]) -> list[Prompt]:

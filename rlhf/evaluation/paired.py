@@ -36,9 +36,9 @@ class Design:
 class Entry(TypedDict):
     """A metric of both policies; None where nothing could be computed."""
 
-    sft: float | None
-    ppo: float | None
-    difference: float | None  # ppo - sft
+    before: float | None
+    after: float | None
+    difference: float | None  # after - before
     interval: list[float] | None  # 95%, of the difference
 
 
@@ -49,39 +49,39 @@ class Share(TypedDict):
     interval: list[float] | None
 
 
-def means_of(sft: Floats, ppo: Floats, design: Design) -> Entry:
+def means_of(before: Floats, after: Floats, design: Design) -> Entry:
     """Mean over prompts of the mean over a prompt's samples; samples without a value (NaN) are left out.
 
     Args:
-        sft: (N,) values of the policy before.
-        ppo: (N,) values of the policy after.
+        before: (N,) values of the policy before.
+        after: (N,) values of the policy after.
         design: How they are grouped.
     """
-    means = [prompt_means(values, design.samples_per_prompt) for values in (sft, ppo)]
+    means = [prompt_means(values, design.samples_per_prompt) for values in (before, after)]
     return _entry(np.stack([means[0], np.ones_like(means[0]), means[1], np.ones_like(means[1])], axis=1), design)
 
 
 def quotients_of(
-    sft: tuple[Floats, Floats],
-    ppo: tuple[Floats, Floats],
+    before: tuple[Floats, Floats],
+    after: tuple[Floats, Floats],
     design: Design,
     transform: Callable[[Floats], Floats] | None = None,
 ) -> Entry:
     """Sum of one quantity over all responses, divided by the sum of another.
 
     Args:
-        sft: Numerators and denominators (N,) of the policy before; no NaN.
-        ppo: Those of the policy after.
+        before: Numerators and denominators (N,) of the policy before; no NaN.
+        after: Those of the policy after.
         design: How they are grouped.
         transform: Applied to the quotients.
     """
-    sums = [values.reshape(-1, design.samples_per_prompt).sum(1) for values in (*sft, *ppo)]
+    sums = [values.reshape(-1, design.samples_per_prompt).sum(1) for values in (*before, *after)]
     return _entry(np.stack(sums, axis=1), design, transform)
 
 
-def wins_of(sft: Floats, ppo: Floats, design: Design) -> Share:
-    """Share of pairs of responses, both (N,), in which the PPO policy's value is higher; a tie counts half."""
-    wins = prompt_means(pairwise_wins(sft, ppo), design.samples_per_prompt)
+def wins_of(before: Floats, after: Floats, design: Design) -> Share:
+    """Share of pairs of responses, both (N,), in which the policy after has the higher value; a tie counts half."""
+    wins = prompt_means(pairwise_wins(before, after), design.samples_per_prompt)
     wins = wins[~np.isnan(wins)]
     if not len(wins):
         return {"value": None, "interval": None}
@@ -99,19 +99,19 @@ def prompt_means(values: Floats, samples_per_prompt: int) -> Floats:
 
 
 def _entry(columns: Floats, design: Design, transform: Callable[[Floats], Floats] | None = None) -> Entry:
-    """From numerator and denominator of SFT, then of PPO, (P, 4), to the entry."""
+    """From numerator and denominator of the policy before, then of the one after, (P, 4), to the entry."""
     columns = columns[~np.isnan(columns).any(1)]
     if not len(columns):
-        return {"sft": None, "ppo": None, "difference": None, "interval": None}
+        return {"before": None, "after": None, "difference": None, "interval": None}
 
     def both(means: Floats) -> tuple[Floats, Floats]:
-        before, after = means[:, 0] / means[:, 1], means[:, 2] / means[:, 3]
-        return (before, after) if transform is None else (transform(before), transform(after))
+        first, second = means[:, 0] / means[:, 1], means[:, 2] / means[:, 3]
+        return (first, second) if transform is None else (transform(first), transform(second))
 
     def difference(means: Floats) -> Floats:
-        before, after = both(means)
-        return after - before
+        first, second = both(means)
+        return second - first
 
-    sft, ppo = (float(value[0]) for value in both(columns.mean(0, keepdims=True)))
+    before, after = (float(value[0]) for value in both(columns.mean(0, keepdims=True)))
     interval = bootstrap_interval(columns, difference, resamples=design.resamples, seed=design.seed)
-    return {"sft": sft, "ppo": ppo, "difference": ppo - sft, "interval": list(interval)}
+    return {"before": before, "after": after, "difference": after - before, "interval": list(interval)}

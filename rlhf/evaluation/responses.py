@@ -13,44 +13,44 @@ from rlhf.tracking.text import as_text
 __all__ = ["flat_rows", "responses_of", "sample_table"]
 
 
-def sample_table(sft: Sequence[Episode], ppo: Sequence[Episode], rows: int) -> list[dict[str, Any]]:
+def sample_table(before: Sequence[Episode], after: Sequence[Episode], rows: int) -> list[dict[str, Any]]:
     """The first `rows` pairs, one a prompt as long as there are new prompts. Nothing is picked by its score."""
-    pairs = list(zip(sft, ppo, strict=True))
+    pairs = list(zip(before, after, strict=True))
     pairs.sort(key=lambda pair: pair[0].sample_index)  # stable: first samples of all prompts, then second ones
     return [
         {
-            "prompt": before.prompt,
-            "sft": _said(before),
-            "ppo": _said(after),
-            "sft_score": _finite(before.score),
-            "ppo_score": _finite(after.score),
+            "prompt": first.prompt,
+            "before": _said(first),
+            "after": _said(second),
+            "before_score": _finite(first.score),
+            "after_score": _finite(second.score),
         }
-        for before, after in pairs[:rows]
+        for first, second in pairs[:rows]
     ]
 
 
 def flat_rows(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same rows with conversations as text, for tables that hold text only."""
-    texts = ("prompt", "sft", "ppo")
+    texts = ("prompt", "before", "after")
     return [{key: as_text(value) if key in texts else value for key, value in row.items()} for row in table]
 
 
-def responses_of(sft: Answers, ppo: Answers) -> list[dict[str, Any]]:
+def responses_of(before: Answers, after: Answers) -> list[dict[str, Any]]:
     """Every pair of responses with everything known about it."""
     return [
         {
-            "index": before.index,
-            "sample_index": before.sample_index,
-            "prompt": before.prompt,
-            "columns": before.columns,
-            "sft": _known(before, sft.log_ratios[i], sft.sft_logprobs[i]),
-            "ppo": _known(after, ppo.log_ratios[i], ppo.sft_logprobs[i]),
+            "index": first.index,
+            "sample_index": first.sample_index,
+            "prompt": first.prompt,
+            "columns": first.columns,
+            "before": _known(first, before.log_ratios[i], before.before_logprobs[i]),
+            "after": _known(second, after.log_ratios[i], after.before_logprobs[i]),
         }
-        for i, (before, after) in enumerate(zip(sft.episodes, ppo.episodes, strict=True))
+        for i, (first, second) in enumerate(zip(before.episodes, after.episodes, strict=True))
     ]
 
 
-def _known(episode: Episode, log_ratio: float, sft_logprob: float) -> dict[str, Any]:
+def _known(episode: Episode, log_ratio: float, before_logprob: float) -> dict[str, Any]:
     return {
         "messages": episode.messages,
         "score": _finite(episode.score),
@@ -58,7 +58,7 @@ def _known(episode: Episode, log_ratio: float, sft_logprob: float) -> dict[str, 
         "tokens": episode.response_length,
         "stop_reason": episode.stop_reason,
         "kl": float(log_ratio),
-        "sft_logprob": float(sft_logprob),
+        "before_logprob": float(before_logprob),
     }
 
 

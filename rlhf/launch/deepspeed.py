@@ -7,6 +7,7 @@ whose functions are found here too.
 
 import copy
 import importlib.util
+import math
 import os
 import sys
 import warnings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rlhf.config.schema import DistributedConfig
 
 __all__ = [
+    "backward_and_step",
     "barrier",
     "deepspeed_config",
     "forget_zero",
@@ -34,6 +36,7 @@ __all__ = [
     "join",
     "launch",
     "rank",
+    "shard_frozen",
     "world_size",
 ]
 
@@ -136,6 +139,59 @@ def full_state(model: "nn.Module", *, trainable_only: bool = False) -> dict[str,
                 if is_main_process():
                     state[name] = parameter.detach().to("cpu", copy=True)
     return state
+
+
+def shard_frozen(model: "nn.Module", accelerator: Any) -> Any:
+    """Spread a model that is not trained over the processes, as ZeRO-3 does with the one that is.
+
+    Args:
+        model: Whole on every process.
+        accelerator: Has prepared the trained model; under other stages `model` is returned as it is.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None or plugin.zero_stage != 3:
+        return model
+    import deepspeed
+
+    config = copy.deepcopy(plugin.deepspeed_config)
+    for training_only in ("optimizer", "scheduler"):
+        config.pop(training_only, None)
+    config["zero_optimization"].pop("offload_optimizer", None)
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine.eval()
+
+
+def backward_and_step(engine: Any, loss: "Tensor", *, last: bool) -> float | None:
+    """Run a backward pass of DeepSpeed's engine and, behind the last one of a minibatch, clip and step.
+
+    A gradient that is not finite costs the step, under every ZeRO stage.
+
+    Args:
+        engine: What `Accelerator.prepare` returned.
+        loss: Of one microbatch.
+        last: Whether the step follows; gradients are communicated as the stage has it.
+
+    Returns:
+        The norm of all gradients before clipping; infinity where the step was skipped, None where none was due.
+    """
+    import torch
+
+    engine.set_gradient_accumulation_boundary(is_boundary=last)
+    engine.backward(loss)
+    if not last:
+        return None
+    if engine.zero_optimization():
+        engine.optimizer.check_grad_overflow = True  # older versions look at float16 alone
+        engine.step()
+        norm = float(engine.get_global_grad_norm() or 0.0)
+        return float("inf") if engine.optimizer.overflow else norm
+    trained = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm([parameter.grad for parameter in trained]))
+    if not math.isfinite(norm):
+        for parameter in trained:
+            parameter.grad = None  # stage 0 steps whatever it finds; where there is no gradient, nothing moves
+    engine.step()
+    return norm if math.isfinite(norm) else float("inf")
 
 
 def forget_zero() -> None:

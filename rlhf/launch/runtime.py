@@ -11,7 +11,7 @@ import torch
 from rlhf.config.model import ModelConfig
 from rlhf.config.schema import RuntimeConfig
 from rlhf.errors import ConfigError
-from rlhf.launch.processes import rank, world_size
+from rlhf.launch.processes import join, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Runtime:
             ConfigError: A device is asked for that is not there.
         """
         config = config or RuntimeConfig()
+        join()  # which gives each process its own GPU
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("runtime.device is cuda, but torch finds no CUDA device: set it to auto or cpu")
         on_gpu = config.device != "cpu" and torch.cuda.is_available()

@@ -136,6 +136,12 @@ def load_sequence_classifier(
     return model
 
 
+def max_positions(config: Any) -> int | None:
+    """How many tokens a model of this config has positions for; None if nothing limits them."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    return positions
+
+
 def _load(
     auto_class: Any, config: ModelConfig, folder: str | Path | None, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, set[str]]:

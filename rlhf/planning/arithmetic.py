@@ -3,19 +3,16 @@
     prompts -> responses -> minibatches -> microbatches -> optimizer steps
 
 Worked out before anything is loaded (`explain` prints it), and held against what was done behind each iteration
-(`check`, called by `trainer`). Nothing here plans or cuts: `rollout.plan`, `update.minibatch_rows` and
-`batch.partition` do, and have to agree.
+(`check`, called by the loop). Nothing here plans or cuts: `episodes.plan`, `update.minibatch_rows` and
+`microbatch.partition` do, and have to agree.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from rlhf.config.ppo import PPOSectionConfig
-
-if TYPE_CHECKING:
-    from rlhf.trl.config import PPOConfig
 
 _ONE_TURN = "rlhf/Prompts-v0"  # its episodes end with the first response
 
@@ -49,9 +46,7 @@ class BatchArithmetic:
         processes: Processes that share the work.
         epochs: Passes over the responses of an iteration.
         minibatches: Parts of one pass.
-        microbatch_tokens: Tokens of one forward and backward pass, padding included; None: as many as
-            `microbatch_rows` of the longest conversations of an iteration take.
-        microbatch_rows: Read only without `microbatch_tokens`.
+        microbatch_tokens: Tokens of one forward and backward pass, padding included.
         shortest: Tokens that every conversation has at least.
         longest: Tokens that a conversation has at most; None if nothing limits it.
         num_prompts: Prompts that there are; None if the environment makes them up.
@@ -63,8 +58,7 @@ class BatchArithmetic:
     processes: int
     epochs: int
     minibatches: int
-    microbatch_tokens: int | None
-    microbatch_rows: int
+    microbatch_tokens: int
     shortest: int
     longest: int | None
     num_prompts: int | None
@@ -107,8 +101,6 @@ class BatchArithmetic:
     @property
     def microbatches(self) -> tuple[int, int]:
         """Fewest and most microbatches of one minibatch, for each process."""
-        if self.microbatch_tokens is None:
-            return 1, ceil(self.process_minibatch_responses / self.microbatch_rows)
         return microbatch_bounds(
             self.minibatch_responses, self.processes, self.microbatch_tokens, self.shortest, self.longest
         )
@@ -140,9 +132,8 @@ class BatchArithmetic:
 
     def _update_bounds(self, lengths: Sequence[int]) -> tuple[int, int]:
         """Fewest and most microbatches of a process in an update on conversations of these lengths."""
-        budget = self.microbatch_tokens or self.microbatch_rows * max(lengths)
         bounds = [
-            microbatch_bounds(size, self.processes, budget, min(lengths), max(lengths))
+            microbatch_bounds(size, self.processes, self.microbatch_tokens, min(lengths), max(lengths))
             for size in minibatch_sizes(len(lengths), self.minibatches)
         ]
         return self.epochs * sum(low for low, _ in bounds), self.epochs * sum(high for _, high in bounds)
@@ -160,30 +151,9 @@ def of_section(section: PPOSectionConfig, processes: int, num_prompts: int | Non
         epochs=section.epochs,
         minibatches=section.minibatches,
         microbatch_tokens=section.microbatch_tokens,
-        microbatch_rows=section.episodes_per_iteration // processes,
         shortest=2,  # a token to answer and one of the answer
         # An environment that answers may say anything, so only the model's positions limit several turns.
         longest=rollout.max_prompt_tokens + rollout.max_response_tokens if one_turn else None,
-        num_prompts=num_prompts,
-    )
-
-
-def of_arguments(args: "PPOConfig", num_prompts: int | None) -> BatchArithmetic:
-    """Read the arithmetic off the trainer's options, once `setup.set_batch_sizes` has filled them in."""
-    assert args.num_total_batches is not None, "set_batch_sizes fills in what follows from other options"
-    assert args.batch_size is not None
-    assert args.world_size is not None
-    return BatchArithmetic(
-        iterations=args.num_total_batches,
-        responses=args.batch_size,
-        samples_per_prompt=args.samples_per_prompt,
-        processes=args.world_size,
-        epochs=args.num_ppo_epochs,
-        minibatches=args.num_mini_batches,
-        microbatch_tokens=args.microbatch_tokens,
-        microbatch_rows=args.per_device_train_batch_size,
-        shortest=2,
-        longest=None,  # the source of the episodes may be one of several turns
         num_prompts=num_prompts,
     )
 

@@ -9,21 +9,18 @@ How a critic is run is `actor_critic`'s matter.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from rlhf.errors import ModelError
 from rlhf.models.quiet import quiet
 from rlhf.models.shared_trunk import CRITIC, add_twin, belongs_to, fingerprint, load_adapter, save_adapter
 from rlhf.policies import head
-from rlhf.policies.actor_critic import AdapterCritic, SharedCritic
-
-if TYPE_CHECKING:
-    from rlhf.ppo.trainer import PPOTrainer
+from rlhf.policies.actor_critic import ActorCritic, AdapterCritic, SharedCritic
 
 _HEAD = "value_head.pt"
 
@@ -94,25 +91,28 @@ def load_critic(folder: str | os.PathLike[str], policy: Any = None) -> nn.Module
     return critic
 
 
-def save_critic(trainer: "PPOTrainer", state: dict[str, Any], folder: Path) -> None:
+def save_critic(
+    actor_critic: ActorCritic, state: dict[str, Any], tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
     """Save the critic, if there is one, as `load_critic` expects it.
 
     Args:
-        trainer: Whose critic it is.
-        state: Parameters of its `actor_critic` by name, at least those that are trained.
+        actor_critic: Whose critic it is.
+        state: Its parameters by name, at least those that are trained.
+        tokenizer: The policy's, saved beside a critic with a trunk of its own.
         folder: Where to.
     """
-    critic: Any = trainer.actor_critic.value_model
+    critic: Any = actor_critic.value_model
     if critic is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(critic, SharedCritic):
         critic.save_pretrained(folder, state_dict=part(state, "value_model."))
-        trainer.processing_class.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         return
     torch.save(part(state, "value_model."), folder / _HEAD)
     if isinstance(critic, AdapterCritic):
-        settings = trainer.actor_critic.policy.peft_config[CRITIC]  # type: ignore[index]
+        settings = actor_critic.policy.peft_config[CRITIC]  # type: ignore[index]
         save_adapter(folder, settings, part(state, "policy."), CRITIC, critic.trunk)
 
 

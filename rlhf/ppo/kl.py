@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from rlhf.config.ppo import KLConfig
+
 
 @dataclass
 class FixedKLController:
@@ -33,3 +35,10 @@ class AdaptiveKLController:
 
 
 KLController = FixedKLController | AdaptiveKLController
+
+
+def kl_controller(settings: KLConfig) -> KLController:
+    """Return the configured controller, at its first coefficient."""
+    if settings.controller == "adaptive":
+        return AdaptiveKLController(settings.coefficient, settings.target, settings.horizon)
+    return FixedKLController(settings.coefficient)

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from rlhf.episodes.episode import Episode
-from rlhf.ppo.batch import Batch
+from rlhf.ppo.batch import AdvantagedRollout, ScoredRollout
 from rlhf.ppo.masked import masked_mean
 
 
-def rollout_metrics(episodes: Sequence[Episode], batch: Batch, kl_coefficient: float) -> dict[str, float]:
+def rollout_metrics(episodes: Sequence[Episode], batch: AdvantagedRollout, kl_coefficient: float) -> dict[str, float]:
     """Describe a rollout; KL and entropy are per episode (summed over its tokens), in nats.
 
     Args:
@@ -45,14 +42,14 @@ def rollout_metrics(episodes: Sequence[Episode], batch: Batch, kl_coefficient: f
     return values
 
 
-def explained_variance(batch: Batch) -> float:
+def explained_variance(batch: AdvantagedRollout) -> float:
     """1 - Var(returns - values) / Var(returns) over all tokens; 0 where the returns do not vary."""
     returns, values = batch.returns[batch.mask].double(), batch.values[batch.mask].double()
     variance = returns.var(correction=0)
     return float(1 - (returns - values).var(correction=0) / variance) if variance > 1e-12 else 0.0
 
 
-def sampler_mismatch(batch: Batch) -> dict[str, float]:
+def sampler_mismatch(batch: ScoredRollout) -> dict[str, float]:
     """How far the sampler's log-probabilities are from the trainer's own, and the mean weight that would correct it.
 
     Both are exact (0 and 1) only where sampler and trainer have the same arithmetic; truncated sampling shows here as
@@ -65,7 +62,9 @@ def sampler_mismatch(batch: Batch) -> dict[str, float]:
     }
 
 
-def rollout_rows(episodes: Sequence[Episode], batch: Batch | None, iteration: int) -> list[dict[str, object]]:
+def rollout_rows(
+    episodes: Sequence[Episode], batch: AdvantagedRollout | None, iteration: int
+) -> list[dict[str, object]]:
     """Return the table of rollouts: one row an episode, with its per-token numbers where it was scored."""
     rows: list[dict[str, object]] = []
     scored = 0
@@ -91,10 +90,3 @@ def rollout_rows(episodes: Sequence[Episode], batch: Batch | None, iteration: in
         rows.append(row)
     return rows
 
-
-def print_episodes(episodes: Sequence[Episode]) -> None:
-    """Print prompts, responses and scores as a table."""
-    table = Table("prompt", "response", "score", show_lines=True)
-    for episode in episodes:
-        table.add_row(Text(str(episode.prompt)), Text("\n\n".join(episode.responses)), f"{episode.score:.3f}")
-    Console().print(table)

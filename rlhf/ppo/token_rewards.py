@@ -3,23 +3,32 @@
 import torch
 from torch import Tensor
 
+from rlhf.config.ppo import MissingStopConfig
 
-def penalise_missing_stop(scores: Tensor, stopped: Tensor, action: str, value: float) -> Tensor:
-    """Change the score of responses that reached their limit without a stop.
+
+def penalise_unfinished(
+    env_rewards: Tensor, mask: Tensor, stopped: Tensor, missing_stop: MissingStopConfig
+) -> Tensor:
+    """Change the last reward of responses that reached their limit without a stop.
 
     Ziegler et al. (2019) replace the score, TRL subtracts from it.
 
     Args:
-        scores: (B,).
+        env_rewards: (B, T), the environment's rewards and scores, placed.
+        mask: (B, T), True where there is a response token; a prefix of each row.
         stopped: (B,), True where the response ended by itself.
-        action: What to do with the others: none, replace or subtract.
-        value: The score that replaces theirs, or the positive amount that is subtracted.
+        missing_stop: What to do with the others.
+
+    Returns:
+        (B, T).
     """
-    if action == "replace":
-        return torch.where(stopped, scores, value)
-    if action == "subtract":
-        return torch.where(stopped, scores, scores - value)
-    return scores
+    last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1  # (B, T)
+    changed = last & ~stopped[:, None]
+    if missing_stop.action == "replace":
+        return torch.where(changed, missing_stop.value, env_rewards)
+    if missing_stop.action == "subtract":
+        return torch.where(changed, env_rewards - missing_stop.value, env_rewards)
+    return env_rewards
 
 
 def token_rewards(

@@ -4,6 +4,7 @@ Losses are summed over tokens and divided by the minibatch's tokens over all pro
 microbatches nor the number of processes changes the gradient.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,28 +14,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf.config.ppo import PPOSectionConfig
+from rlhf.launch.deepspeed import backward_and_step
+from rlhf.packing.microbatch import Microbatch, microbatches
 from rlhf.policies.actor_critic import TokenOutputs
-from rlhf.ppo.batch import Batch, Microbatch, microbatches
+from rlhf.ppo.advantages import ESTIMATORS
+from rlhf.ppo.batch import AdvantagedRollout
 from rlhf.ppo.clipping import clipped_step
 from rlhf.ppo.losses import approximate_kl, importance_ratio, policy_loss, value_loss
-
-
-@dataclass(frozen=True)
-class UpdateParameters:
-    """What an update needs to know."""
-
-    epochs: int
-    minibatches: int
-    microbatch_tokens: int
-    temperature: float
-    clip_range: float
-    value_clip_range: float
-    value_coefficient: float
-    entropy_coefficient: float
-    max_gradient_norm: float | None
-    uses_critic: bool
-    seed: int
-
 
 SUMMED = ("loss/policy", "loss/value", "clip_fraction", "value_clip_fraction", "approx_kl", "ratio")
 
@@ -50,6 +37,14 @@ class UpdateStatistics:
     skipped_steps: int = 0
     gradient_norms: list[float] = field(default_factory=list)
     ratio_max: float = 0.0
+
+    def count_step(self, norm: float) -> None:
+        """Count an optimizer step; one whose gradient is not finite was skipped."""
+        self.steps += 1
+        if math.isfinite(norm):
+            self.gradient_norms.append(norm)
+        else:
+            self.skipped_steps += 1
 
     def means(self) -> dict[str, float]:
         """Return the metrics of the whole update."""
@@ -79,14 +74,14 @@ def minibatch_rows(size: int, epochs: int, minibatches: int, seed: int) -> Itera
 
 
 def microbatch_loss(
-    outputs: TokenOutputs, batch: Batch, microbatch: Microbatch, parameters: UpdateParameters
+    outputs: TokenOutputs, batch: AdvantagedRollout, microbatch: Microbatch, settings: PPOSectionConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Summed loss of a microbatch, and sums over its tokens for the metrics."""
-    mask = batch.mask[microbatch.rows]
-    old_logprobs, advantages = batch.logprobs[microbatch.rows][mask], batch.advantages[microbatch.rows][mask]
+    rows, mask = microbatch.rows, batch.mask[microbatch.rows]
+    old_logprobs, advantages = batch.logprobs[rows][mask], batch.advantages[rows][mask]
     ratio = importance_ratio(outputs.logprobs, old_logprobs)
-    policy_losses, clipped = policy_loss(ratio, advantages, parameters.clip_range)
-    loss = policy_losses.sum() - parameters.entropy_coefficient * outputs.entropies.sum()
+    policy_losses, clipped = policy_loss(ratio, advantages, settings.clip_range)
+    loss = policy_losses.sum() - settings.entropy_coefficient * outputs.entropies.sum()
     sums = {
         "loss/policy": policy_losses.detach().sum(),
         "clip_fraction": clipped.sum(),
@@ -94,80 +89,85 @@ def microbatch_loss(
         "ratio": ratio.detach().sum(),
         "ratio_max": ratio.detach().max(),
     }
-    if parameters.uses_critic:
-        old_values, returns = batch.values[microbatch.rows][mask], batch.returns[microbatch.rows][mask]
-        value_losses, value_clipped = value_loss(outputs.values, old_values, returns, parameters.value_clip_range)
-        loss = loss + parameters.value_coefficient * value_losses.sum()
+    if ESTIMATORS[settings.advantage].uses_critic:
+        old_values, returns = batch.values[rows][mask], batch.returns[rows][mask]
+        value_losses, value_clipped = value_loss(outputs.values, old_values, returns, settings.value_clip_range)
+        loss = loss + settings.value_coefficient * value_losses.sum()
         sums |= {"loss/value": value_losses.detach().sum(), "value_clip_fraction": value_clipped.sum()}
     return loss, sums
 
 
 def update(
-    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, parameters: UpdateParameters, accelerator: Accelerator
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batch: AdvantagedRollout,
+    settings: PPOSectionConfig,
+    accelerator: Accelerator,
+    *,
+    seed: int,
 ) -> UpdateStatistics:
     """Take `epochs * minibatches` optimizer steps on a rollout.
 
     Args:
         model: The prepared `ActorCritic`.
         optimizer: The prepared optimizer.
-        batch: The rollout, advantages and returns filled in.
-        parameters: See there.
+        batch: The rollout.
+        settings: Section `ppo`.
         accelerator: Prepared `model` and `optimizer`.
+        seed: Of the permutations.
     """
     statistics = UpdateStatistics()
+    rank, world = accelerator.process_index, accelerator.num_processes
     model.train()
-    for rows in minibatch_rows(len(batch), parameters.epochs, parameters.minibatches, parameters.seed):
-        parts = list(
-            microbatches(
-                batch, rows, parameters.microbatch_tokens, accelerator.process_index, accelerator.num_processes
-            )
-        )
+    for rows in minibatch_rows(len(batch), settings.epochs, settings.minibatches, seed):
+        parts = list(microbatches(batch, rows, settings.microbatch_tokens, rank, world))
         tokens = int(batch.mask[rows].sum())
         # Accelerate and DeepSpeed average gradients over processes; the sum over tokens is wanted.
-        scale = accelerator.num_processes / tokens
+        scale = world / tokens
+        norm = None
         for number, microbatch in enumerate(parts):
-            with _accumulating(accelerator, model, last=number + 1 == len(parts)):
-                outputs = model(microbatch, parameters.temperature, entropy=parameters.entropy_coefficient != 0)
-                loss, sums = microbatch_loss(outputs, batch, microbatch, parameters)
-                accelerator.backward(loss * (scale if microbatch.counts else 0.0))
+            last = number + 1 == len(parts)
+            with _communicating(accelerator, model, last=last):
+                outputs = model(microbatch, settings.rollout.temperature, entropy=settings.entropy_coefficient != 0)
+                loss, sums = microbatch_loss(outputs, batch, microbatch, settings)
+                norm = _backward(accelerator, model, loss * (scale if microbatch.counts else 0.0), last=last)
             if microbatch.counts:
                 _add(statistics, sums)
         statistics.tokens += tokens
         statistics.microbatches += len(parts)
-        _step(model, optimizer, accelerator, parameters.max_gradient_norm, statistics)
+        if norm is None:
+            norm = _step(model, optimizer, settings.max_gradient_norm)
+        statistics.count_step(norm)
     _sum_over_processes(statistics, accelerator)
     return statistics
 
 
 @contextmanager
-def _accumulating(accelerator: Accelerator, model: Any, *, last: bool) -> Iterator[None]:
-    """Hold back communication, and DeepSpeed's step, until the last microbatch of a minibatch."""
-    if accelerator.distributed_type == "DEEPSPEED":
-        accelerator.gradient_state._set_sync_gradients(last)
-        yield
-    elif last or accelerator.num_processes == 1:
+def _communicating(accelerator: Accelerator, model: Any, *, last: bool) -> Iterator[None]:
+    """Hold back communication until the last microbatch of a minibatch; DeepSpeed does so itself."""
+    if last or accelerator.num_processes == 1 or accelerator.distributed_type == "DEEPSPEED":
         yield
     else:
         with accelerator.no_sync(model):
             yield
 
 
-def _step(
-    model: Any, optimizer: torch.optim.Optimizer, accelerator: Accelerator, limit: float | None, statistics: Any
-) -> None:
-    """Clip and step; a gradient that is not finite costs the step, not the run."""
-    statistics.steps += 1
-    if accelerator.distributed_type == "DEEPSPEED":  # backward() of the last microbatch has clipped and stepped
-        statistics.gradient_norms.append(float(model.get_global_grad_norm() or 0.0))
-        return
+def _backward(accelerator: Accelerator, model: Any, loss: Tensor, *, last: bool) -> float | None:
+    """Run a backward pass; return the gradient's norm if the step was taken along with it, by DeepSpeed."""
+    if accelerator.distributed_type == "DEEPSPEED":
+        return backward_and_step(model, loss, last=last)
+    accelerator.backward(loss)
+    return None
+
+
+def _step(model: Any, optimizer: torch.optim.Optimizer, limit: float | None) -> float:
+    """Clip and step; a gradient that is not finite costs the step, not the run. Returns its norm."""
     trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
     if norm.isfinite():
-        statistics.gradient_norms.append(float(norm))
         clipped_step(optimizer, trained, norm, limit)
-    else:
-        statistics.skipped_steps += 1
     optimizer.zero_grad(set_to_none=True)
+    return float(norm)
 
 
 def _add(statistics: UpdateStatistics, sums: dict[str, Tensor]) -> None:

@@ -51,14 +51,14 @@ def save_curve_picture(run_dir: str | Path, path: str | Path) -> Path:
 
 
 def typical_sample(samples: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The sample with the median gain from SFT to PPO; None if no sample has both scores."""
-    scored = [s for s in samples if s.get("sft_score") is not None and s.get("ppo_score") is not None]
+    """The sample with the median gain from before to after; None if no sample has both scores."""
+    scored = [s for s in samples if s.get("before_score") is not None and s.get("after_score") is not None]
     scored.sort(key=_gain)
     return scored[(len(scored) - 1) // 2] if scored else None
 
 
 def _gain(sample: dict[str, Any]) -> float:
-    return float(sample["ppo_score"]) - float(sample["sft_score"])
+    return float(sample["after_score"]) - float(sample["before_score"])
 
 
 def _figure(score: list[tuple[int, float]], sample: dict[str, Any] | None) -> Figure:
@@ -90,8 +90,8 @@ def _draw_sample(axes: Any, sample: dict[str, Any]) -> None:
     axes.axis("off")
     blocks = [
         ("A held-out prompt (the one with the median gain)", sample["prompt"], _GREY),
-        (f"Before, SFT   score {signed(sample['sft_score'], 2)}", sample["sft"], COLOURS[1]),
-        (f"After, PPO   score {signed(sample['ppo_score'], 2)}", sample["ppo"], COLOURS[0]),
+        (f"Before PPO   score {signed(sample['before_score'], 2)}", sample["before"], COLOURS[1]),
+        (f"After PPO   score {signed(sample['after_score'], 2)}", sample["after"], COLOURS[0]),
     ]
     wrapped = [(title, _wrap(as_text(text)), colour) for title, text, colour in blocks]
     step = 1.0 / max(20, sum(len(lines) + 2 for _, lines, _ in wrapped))

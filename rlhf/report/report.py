@@ -24,7 +24,7 @@ from rlhf.tracking.text import as_text, decimals_for, number, signed
 __all__ = ["build_report", "save_curve_picture"]
 
 _TITLES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO", "evaluate": "Evaluation"}
-_POLICY_NAMES = {"sft": "SFT", "ppo": "PPO"}
+_POLICY_NAMES = {"before": "Before", "after": "After"}
 _ROW_NAMES = {"kl": "KL", "distinct_2": "Distinct-2"}
 # Stage -> curves whose first and last value tell in one line what the stage did.
 _OUTCOMES = {
@@ -81,8 +81,8 @@ def _headline(evaluation: dict[str, Any]) -> str:
     if low <= 0 <= high:
         verdict += ", which includes 0: no difference is shown"
     return (
-        f"On {evaluation.get('prompts', '?')} held-out prompts the PPO policy scores {signed(score['difference'])} "
-        f"against the SFT policy ({verdict}).{_wins(evaluation.get('win_rate') or {})}"
+        f"On {evaluation.get('prompts', '?')} held-out prompts the policy after PPO scores "
+        f"{signed(score['difference'])} against the one before ({verdict}).{_wins(evaluation.get('win_rate') or {})}"
     )
 
 

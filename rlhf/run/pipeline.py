@@ -27,6 +27,7 @@ from rlhf.errors import StageError
 from rlhf.files.run_folder import STAGES, RunFolder
 from rlhf.launch.processes import barrier
 from rlhf.launch.rank import is_main_process
+from rlhf.launch.runtime import Runtime
 from rlhf.run.fingerprint import Input, changes, configured_stages, fingerprints, upstream_of
 from rlhf.run.manifest import Manifest, StageRecord, list_outputs, versions
 from rlhf.run.summary import print_comparison
@@ -163,7 +164,7 @@ def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest
     disable_progress_bar()  # its bars for loading and saving would break into that of the stage
     set_seed(config.seed)
     with Tracker.open(folder.root, config.tracking, config.model_dump(mode="json"), step.stage) as tracker:
-        results = module.run(config, working, tracker)
+        results = module.run(config, working, tracker, Runtime.detect(config.runtime))
     barrier()  # every process has written its part
     if is_main_process():
         seconds = round(time.perf_counter() - clock, 3)

@@ -22,7 +22,7 @@ def print_comparison(console: Console, path: Path) -> None:
     table = Table(title=f"Before and after, {evaluation.get('prompts', '?')} held-out prompts", title_justify="left")
     table.add_column("metric")
     for policy in policies:
-        table.add_column(policy.upper(), justify="right")
+        table.add_column(policy, justify="right")
     table.add_column("difference", justify="right")
     table.add_column("95% interval", justify="right")
     for name, entry in evaluation.get("metrics", {}).items():
@@ -36,4 +36,4 @@ def print_comparison(console: Console, path: Path) -> None:
     console.print(table)
     wins = evaluation.get("win_rate", {})
     if wins.get("value") is not None:
-        console.print(f"{policies[-1].upper()} scores higher on {100 * wins['value']:.0f}% of the prompts.")
+        console.print(f"The policy after PPO scores higher on {100 * wins['value']:.0f}% of the prompts.")

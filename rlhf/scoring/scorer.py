@@ -7,7 +7,6 @@ combined is `reward_models.combine`'s matter.
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 
 from reward_models.combine import CombinedReward, Component
@@ -18,18 +17,21 @@ from rlhf.config.ppo import RewardComponentConfig
 from rlhf.config.schema import Config
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
-from rlhf.models.precision import uses_bfloat16
+from rlhf.launch.runtime import Runtime
 from rlhf.scoring.shared_reward import load_shared_reward_model
 
 __all__ = ["build_scorer", "load_reward_model"]
 
 
-def build_scorer(config: Config, folder: RunFolder, policy: Any = None) -> CombinedReward | None:
+def build_scorer(
+    config: Config, folder: RunFolder, runtime: Runtime, policy: Any = None
+) -> CombinedReward | None:
     """Load the components of `ppo.rewards`.
 
     Args:
         config: `ppo.rewards`, and the precision of the models.
         folder: Where the run's own reward model lies.
+        runtime: Where models compute.
         policy: In training, the policy whose trunk the reward model may share. Without it, the reward model is loaded
             by itself in any case; the scores are the same.
 
@@ -46,7 +48,7 @@ def build_scorer(config: Config, folder: RunFolder, policy: Any = None) -> Combi
         [
             Component(
                 name=name,
-                function=_load(name, component, config, folder, policy),
+                function=_load(name, component, config, folder, runtime, policy),
                 weight=component.weight,
                 on_error=component.on_error,
                 timeout_seconds=component.timeout_seconds,
@@ -56,7 +58,7 @@ def build_scorer(config: Config, folder: RunFolder, policy: Any = None) -> Combi
     )
 
 
-def load_reward_model(config: Config, folder: RunFolder) -> ScalarRewardModel:
+def load_reward_model(config: Config, folder: RunFolder, runtime: Runtime) -> ScalarRewardModel:
     """Load the run's own reward model in its configured precision.
 
     Raises:
@@ -68,25 +70,25 @@ def load_reward_model(config: Config, folder: RunFolder) -> ScalarRewardModel:
             "To score with another model, give ppo.rewards.reward_model.path"
         )
     own = config.reward.model if config.reward is not None and config.reward.model is not None else config.model
-    return _from_folder(folder.reward, uses_bfloat16(own))
+    return _from_folder(folder.reward, runtime.for_model(own))
 
 
 def _load(
-    name: str, component: RewardComponentConfig, config: Config, folder: RunFolder, policy: Any
+    name: str, component: RewardComponentConfig, config: Config, folder: RunFolder, runtime: Runtime, policy: Any
 ) -> RewardFunction:
     if component.function is not None:
         return load_function(component.function, component.args)
     if component.path is not None:
-        return _load_model(name, component.path, uses_bfloat16(config.model))
+        return _load_model(name, component.path, runtime.for_model(config.model))
     if component.share_trunk and policy is not None:
-        return load_shared_reward_model(folder.reward, policy, bf16=uses_bfloat16(config.model))
-    return load_reward_model(config, folder)
+        return load_shared_reward_model(folder.reward, policy, runtime.for_model(config.model))
+    return load_reward_model(config, folder, runtime)
 
 
-def _load_model(name: str, path: str, bf16: bool) -> ScalarRewardModel:
+def _load_model(name: str, path: str, runtime: Runtime) -> ScalarRewardModel:
     local = Path(path).expanduser()
     if local.is_dir():
-        return _from_folder(local, bf16)
+        return _from_folder(local, runtime)
     if local.is_absolute() or path.startswith(".") or path.count("/") > 1:  # cannot be a Hub id
         raise StageError(f"ppo.rewards.{name}.path is {path}: no such folder. Relative paths start at {Path.cwd()}")
     try:
@@ -96,9 +98,9 @@ def _load_model(name: str, path: str, bf16: bool) -> ScalarRewardModel:
             f"ppo.rewards.{name}.path is {path}: no such folder in {Path.cwd()}, and as a model of the Hub it cannot "
             f"be loaded: {type(error).__name__}: {error}"
         ) from error
-    return _from_folder(Path(downloaded), bf16)
+    return _from_folder(Path(downloaded), runtime)
 
 
-def _from_folder(path: Path, bf16: bool) -> ScalarRewardModel:
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # the process's current one, under a launcher as well
-    return ScalarRewardModel.from_folder(path, device=device, dtype="bfloat16" if bf16 else "float32")
+def _from_folder(path: Path, runtime: Runtime) -> ScalarRewardModel:
+    dtype = "bfloat16" if runtime.bf16 else "float32"
+    return ScalarRewardModel.from_folder(path, device=str(runtime.device), dtype=dtype)

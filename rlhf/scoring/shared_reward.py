@@ -17,18 +17,19 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from reward_models.normalise import Normalisation
 from reward_models.scalar import ScalarRewardModel
 from rlhf.errors import ModelError, StageError
+from rlhf.launch.runtime import Runtime
 from rlhf.models.shared_trunk import REWARD, Adapters, load_adapter
 
 ADAPTER = "adapter"  # its folder, in that of the reward model
 
 
-def load_shared_reward_model(folder: Path, policy: Any, *, bf16: bool = False) -> ScalarRewardModel:
+def load_shared_reward_model(folder: Path, policy: Any, runtime: Runtime) -> ScalarRewardModel:
     """Load a reward model onto the trunk of a policy.
 
     Args:
         folder: What the reward stage left.
         policy: A LoRA policy on the trunk that the reward model was trained on; gets a frozen adapter, `reward`.
-        bf16: Whether the trunk runs under bfloat16 autocast.
+        runtime: In which precision the trunk runs.
 
     Raises:
         StageError: The reward stage left no adapter.
@@ -49,7 +50,7 @@ def load_shared_reward_model(folder: Path, policy: Any, *, bf16: bool = False) -
     if len(rest) != 1:
         raise ModelError(f"{folder / ADAPTER}: besides the adapter one head is needed, it has {sorted(rest) or 'none'}")
     [head] = rest.values()  # (1, d)
-    model: Any = TrunkClassifier(policy, head, bf16=bf16)
+    model: Any = TrunkClassifier(policy, head, runtime)
     return ScalarRewardModel(model, AutoTokenizer.from_pretrained(folder), Normalisation.load(folder))
 
 
@@ -61,14 +62,14 @@ class TrunkClassifier:
     Args:
         policy: Whose trunk is run, with the adapter `reward`.
         head: (1, d) weights of the score.
-        bf16: Whether the trunk runs under bfloat16 autocast; the score is float32 at least.
+        runtime: In which precision the trunk runs; the score is float32 at least.
     """
 
-    def __init__(self, policy: PeftModel, head: Tensor, *, bf16: bool) -> None:
+    def __init__(self, policy: PeftModel, head: Tensor, runtime: Runtime) -> None:
         self._model: Any = policy.get_base_model()
         self._adapters = Adapters(policy)
         self._head = head
-        self._bf16 = bf16
+        self._runtime = runtime
         self.config = copy.deepcopy(self._model.config)  # the policy's own is not to be changed
         self.config.num_labels = 1
 
@@ -83,7 +84,7 @@ class TrunkClassifier:
         Returns:
             `logits` (B, 1).
         """
-        with self._adapters.using(REWARD), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+        with self._adapters.using(REWARD), self._runtime.autocast():
             hidden = self._model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, d)
         rows, last = torch.arange(len(input_ids), device=hidden.device), attention_mask.sum(1) - 1
         read = hidden[rows, last]  # (B, d)

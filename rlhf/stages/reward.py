@@ -22,22 +22,23 @@ from rlhf.data import Preference, Splits, load_rows
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
 from rlhf.launch.deepspeed import is_main_process
+from rlhf.launch.runtime import Runtime
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_sequence_classifier, load_tokenizer
-from rlhf.models.precision import prepare_for_training
+from rlhf.models.precision import round_frozen_matrices
 from rlhf.models.shared_trunk import fingerprint, save_adapter
 from rlhf.scoring.shared_reward import ADAPTER
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.corpus import texts
 from rlhf.stages.normalisation import normalise
 from rlhf.stages.supervised import Validation, check_positions, report_skipped, save, train, training_arguments
+from rlhf.stages.trl import TrlRewardConfig, TrlRewardTrainer
 from rlhf.tracking.tracker import Tracker
-from rlhf.trl.bridge import TrlRewardConfig, TrlRewardTrainer
 
 __all__ = ["run"]
 
 
-def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
+def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -> dict[str, Any]:
     """Train the reward model on the preferences and write `folder.reward`; return what the manifest keeps.
 
     Raises:
@@ -50,7 +51,8 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     tokenizer = _tokenizer(config, folder)
     model: Any = _build(config, folder, tokenizer)
     trunk = fingerprint(model)  # now: the weights are whole, whatever DeepSpeed does with them later
-    prepare_for_training(model, section.model or config.model, sharded=config.distributed.zero is not None)
+    if runtime.for_model(section.model or config.model).bf16 and (section.model or config.model).lora is not None and config.distributed.zero is None:
+        round_frozen_matrices(model)
     check_positions("reward", section, model)
     rows = load_rows(
         section.data,
@@ -66,7 +68,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     if section.model is None and config.model.lora is not None and is_main_process():
         save_adapter(folder.reward / ADAPTER, model.peft_config["default"], trained.weights, "default", trunk)
     del trainer, model  # sampling needs the memory
-    normalisation = normalise(config, folder, [row.prompt for row in rows.train])
+    normalisation = normalise(config, folder, [row.prompt for row in rows.train], runtime)
     scale = {"normalisation_mean": normalisation.mean, "normalisation_std": normalisation.std}
     tracker.log({f"reward/{name}": value for name, value in scale.items()}, trained.steps)
     return {

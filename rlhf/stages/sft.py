@@ -20,20 +20,21 @@ from rlhf.data import Demonstration, load_rows
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
 from rlhf.launch.deepspeed import world_size
+from rlhf.launch.runtime import Runtime
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_policy, load_tokenizer
-from rlhf.models.precision import prepare_for_training
+from rlhf.models.precision import round_frozen_matrices
 from rlhf.stages.corpus import texts
 from rlhf.stages.supervised import Validation, check_positions, report_skipped, save, train, training_arguments
+from rlhf.stages.trl import TrlSFTConfig, TrlSFTTrainer
 from rlhf.tracking.tracker import Tracker
-from rlhf.trl.bridge import TrlSFTConfig, TrlSFTTrainer
 
 __all__ = ["run"]
 
 _NO_LOSS = -100  # the label of a token that is context only
 
 
-def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
+def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -> dict[str, Any]:
     """Fine-tune the model on the demonstrations and write `folder.sft`; return what the manifest keeps.
 
     Raises:
@@ -45,7 +46,8 @@ def run(config: Config, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     section = config.sft
     tokenizer = load_tokenizer(config.model, texts(config) if config.model.architecture is not None else None)
     model = _build(config, tokenizer)
-    prepare_for_training(model, config.model, sharded=config.distributed.zero is not None)
+    if runtime.for_model(config.model).bf16 and (config.model).lora is not None and config.distributed.zero is None:
+        round_frozen_matrices(model)
     check_positions("sft", section, model)
     rows = load_rows(
         section.data,

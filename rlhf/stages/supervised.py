@@ -24,8 +24,8 @@ from rlhf.config.training import SupervisedConfig
 from rlhf.data import Splits
 from rlhf.errors import ConfigError, StageError
 from rlhf.launch.deepspeed import barrier, deepspeed_config, forget_zero, full_state, is_main_process, world_size
+from rlhf.launch.runtime import Runtime
 from rlhf.models.adapters import merge_and_save
-from rlhf.models.precision import uses_bfloat16
 from rlhf.tracking.callback import attach
 from rlhf.tracking.tracker import Tracker
 
@@ -135,7 +135,7 @@ def training_arguments(
     """
     microbatch = section.microbatch_size or max(1, section.batch_size // world_size())
     accumulation = section.batch_size // (microbatch * world_size())
-    bf16 = uses_bfloat16(model)
+    bf16 = Runtime.detect(config.runtime, model).bf16
     arguments = arguments_class(
         output_dir=output_dir,
         seed=config.seed,

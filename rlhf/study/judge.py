@@ -27,7 +27,7 @@ def judge_values(judge: ScalarRewardModel, responses: Sequence[dict[str, Any]], 
     Args:
         judge: The reward model.
         responses: (N,) entry `responses` of evaluate.json.
-        policy: "sft" or "ppo".
+        policy: "before" or "after".
 
     Returns:
         (N,) normalised scores; NaN where a conversation is too long for the judge.

@@ -12,12 +12,13 @@ from reward_models.scalar import ScalarRewardModel
 from rlhf.config.schema import Config
 from rlhf.evaluation.paired import Design, Entry, Floats, Share, means_of, prompt_means, wins_of
 from rlhf.files.run_folder import RunFolder
+from rlhf.launch.runtime import Runtime
 from rlhf.scoring.scorer import load_reward_model
 from rlhf.study.judge import component_values, judge_values, last_response, pair_accuracy
 
 __all__ = ["JudgedRun", "judged_run", "pooled"]
 
-Values: TypeAlias = dict[str, tuple[Floats, Floats]]  # "reward_model", "judge" -> (N,) of SFT, (N,) of PPO
+Values: TypeAlias = dict[str, tuple[Floats, Floats]]  # "reward_model", "judge" -> (N,) before, (N,) after
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class JudgedRun:
 
     Attributes:
         numbers: What study.json says of it. `reward_model` and `judge` are entries of both policies; the difference is
-            in standard deviations of that model's scores of SFT responses.
-        prompt_values: "reward_model", "judge" -> (P, 2) means over the samples of each prompt: SFT, PPO.
+            in standard deviations of that model's scores of responses before.
+        prompt_values: "reward_model", "judge" -> (P, 2) means over the samples of each prompt: before, after.
         samples: Every pair of responses with the scores of both models.
     """
 
@@ -50,14 +51,14 @@ def judged_run(config: Config, folder: RunFolder, judge_config: Config, judge_fo
     evaluation = json.loads(folder.evaluate.read_text(encoding="utf-8"))
     responses = evaluation["responses"]
     design = Design(evaluation["samples_per_prompt"], config.evaluate.bootstrap_resamples, config.seed)
-    judge = load_reward_model(judge_config, judge_folder)
+    judge = load_reward_model(judge_config, judge_folder, Runtime.detect(judge_config.runtime))
     component = "reward_model" if "reward_model" in config.ppo.rewards else "score"
     values: Values = {
         "reward_model": (
-            component_values(responses, "sft", component),
-            component_values(responses, "ppo", component),
+            component_values(responses, "before", component),
+            component_values(responses, "after", component),
         ),
-        "judge": (judge_values(judge, responses, "sft"), judge_values(judge, responses, "ppo")),
+        "judge": (judge_values(judge, responses, "before"), judge_values(judge, responses, "after")),
     }
     numbers = {
         "seed": config.seed,
@@ -94,15 +95,16 @@ def pooled(runs: Sequence[JudgedRun], config: Config) -> dict[str, Any]:
         "judge_accuracy": _mean([run.numbers["judge_accuracy"]["value"] for run in runs]),
         **{name: _mean([run.numbers[name] for run in runs]) for name in averaged},
         **{
-            name: {side: _mean([run.numbers[name][side] for run in runs]) for side in ("sft", "ppo")}
+            name: {side: _mean([run.numbers[name][side] for run in runs]) for side in ("before", "after")}
             for name in ("perplexity", "distinct_2", "stopped_share")
         },
     }
 
 
 def _pooled_gain(runs: Sequence[JudgedRun], name: str, design: Design) -> dict[str, Any]:
-    sft, ppo = np.mean([run.prompt_values[name] for run in runs], axis=0).T  # NaN in one seed leaves the prompt out
-    entry: Entry = means_of(sft, ppo, design)
+    means = np.mean([run.prompt_values[name] for run in runs], axis=0)  # NaN in one seed leaves the prompt out
+    before, after = means.T
+    entry: Entry = means_of(before, after, design)
     own = [run.numbers[name] for run in runs]
     differences = [one["difference"] for one in own if one["difference"] is not None]
     return {
@@ -120,21 +122,21 @@ def _accuracy(judge: ScalarRewardModel, config: Config) -> Share:
 
 
 def _other_metrics(metrics: dict[str, Entry]) -> dict[str, Any]:
-    before, after = metrics["response_tokens"]["sft"], metrics["response_tokens"]["ppo"]
+    before, after = metrics["response_tokens"]["before"], metrics["response_tokens"]["after"]
     assert before is not None
     assert after is not None
     sides = {
-        name: {"sft": metrics[name]["sft"], "ppo": metrics[name]["ppo"]}
+        name: {"before": metrics[name]["before"], "after": metrics[name]["after"]}
         for name in ("perplexity", "distinct_2", "stopped_share")
     }
-    return {"kl": metrics["kl"]["ppo"], "length_ratio": after / before, **sides}
+    return {"kl": metrics["kl"]["after"], "length_ratio": after / before, **sides}
 
 
 def _samples(responses: Sequence[dict[str, Any]], values: Values) -> list[dict[str, Any]]:
     samples = []
     for i, row in enumerate(responses):
         sample = {"prompt": row["prompt"]}
-        for k, policy in enumerate(("sft", "ppo")):
+        for k, policy in enumerate(("before", "after")):
             sample[policy] = last_response(row[policy]["messages"])
             sample |= {f"{policy}_{name}": float(both[k][i]) for name, both in values.items()}
         samples.append(sample)

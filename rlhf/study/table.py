@@ -32,12 +32,12 @@ def study_markdown(study: dict[str, Any], samples: Sequence[dict[str, Any]]) -> 
     """
     runs, pooled = study["runs"], study["pooled"]
     lines = [
-        f"# PPO against SFT on {runs[0]['prompts']} held-out prompts, {_count(len(runs), 'seed')}",
+        f"# After PPO against before on {runs[0]['prompts']} held-out prompts, {_count(len(runs), 'seed')}",
         "",
         "The reward model was fitted on one half of the preference pairs, the judge on the other half; PPO saw only "
-        "the reward model. Differences are PPO minus SFT, in standard deviations of a model's scores of SFT responses, "
-        "with a 95% bootstrap interval over prompts. A win is the higher score on a prompt, a tie counts half. The "
-        "judge's accuracy is that on the pairs which it was not fitted on. Arrows go from SFT to PPO.",
+        "the reward model. Differences are after minus before, in standard deviations of a model's scores of the "
+        "responses before, with a 95% bootstrap interval over prompts. A win is the higher score on a prompt, a tie counts half. The "
+        "judge's accuracy is that on the pairs which it was not fitted on. Arrows go from before to after.",
         "",
         _row(_COLUMNS),
         _row(["---"] * len(_COLUMNS)),
@@ -51,10 +51,10 @@ def study_markdown(study: dict[str, Any], samples: Sequence[dict[str, Any]]) -> 
     ]
     for sample in samples[:_PAIRS_SHOWN]:
         lines += ["", _quote(as_text(sample["prompt"]))]
-        for policy in ("sft", "ppo"):
+        for policy in ("before", "after"):
             own, judge = signed(sample[f"{policy}_reward_model"]), signed(sample[f"{policy}_judge"])
             said = " ".join(sample[policy].split())
-            lines += ["", f"**{policy.upper()}** (reward model {own}, judge {judge}): {said}"]
+            lines += ["", f"**{policy.capitalize()}** (reward model {own}, judge {judge}): {said}"]
     return "\n".join(lines) + "\n"
 
 
@@ -89,7 +89,7 @@ def _share(share: Any) -> str:
 
 
 def _arrow(sides: dict[str, Any]) -> str:
-    return f"{number(sides['sft'])} \N{RIGHTWARDS ARROW} {number(sides['ppo'])}"
+    return f"{number(sides['before'])} \N{RIGHTWARDS ARROW} {number(sides['after'])}"
 
 
 def _verdict(title: str, pooled: dict[str, Any], seeds: int) -> str:

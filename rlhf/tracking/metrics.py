@@ -104,18 +104,18 @@ _PPO = {
 _EVALUATE = {
     "score": ("Score of a response to a held-out prompt, mean", "score"),
     "components/<name>": ("One reward component on held-out prompts, unweighted, mean", "score"),
-    "win_rate": ("Prompts on which PPO scores higher than SFT; a tie counts half", "share"),
-    "kl": ("log(policy / SFT policy) summed over a response, mean", "nats"),
+    "win_rate": ("Prompts on which the policy after PPO scores higher than the one before; a tie counts half", "share"),
+    "kl": ("log(policy / policy before PPO) summed over a response, mean", "nats"),
     "kl_per_token": ("The same, summed over all responses and divided by their tokens", "nats per token"),
-    "perplexity": ("Perplexity of the responses under the SFT policy", "1"),
+    "perplexity": ("Perplexity of the responses under the policy before PPO", "1"),
     "response_tokens": ("Tokens of a response, stop token included, mean", "tokens"),
     "distinct_2": ("Different word pairs over all word pairs in the responses", "share"),
     "stopped_share": ("Responses that end by a stop token or stop string", "share"),
     "prompts": ("Held-out prompts", "prompts"),
     "seconds": ("Time of the evaluation", "s"),
-    "sft/<name>": ("The quantity evaluate/<name>, of the SFT policy", "its own"),
-    "ppo/<name>": ("The quantity evaluate/<name>, of the PPO policy", "its own"),
-    "difference/<name>": ("The quantity evaluate/<name>, PPO minus SFT, paired by prompt", "its own"),
+    "before/<name>": ("The quantity evaluate/<name>, of the policy before PPO", "its own"),
+    "after/<name>": ("The quantity evaluate/<name>, of the policy after PPO", "its own"),
+    "difference/<name>": ("The quantity evaluate/<name>, after minus before, paired by prompt", "its own"),
 }
 
 _STAGES = {"sft": _TRAINER | _SFT, "reward": _TRAINER | _REWARD, "ppo": _PPO, "evaluate": _EVALUATE}
