@@ -3,8 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from datasets import Dataset
@@ -15,9 +14,18 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from rlhf.config.ppo import KLConfig, MissingStopConfig, PPOSectionConfig, RolloutConfig
 from rlhf.episodes.episode import Episode
-from rlhf.ppo.trainer import PPOTrainer
-from rlhf.trl.config import PPOConfig
+from rlhf.episodes.lengths import Lengths
+from rlhf.generation.torch_generator import TorchGenerator
+from rlhf.launch.runtime import Runtime
+from rlhf.policies.actor_critic import SharedCritic
+from rlhf.ppo.batch import AdvantagedRollout, Rollout
+from rlhf.ppo.optimizer import parameter_groups
+from rlhf.ppo.roles import Roles
+from rlhf.ppo.scoring import estimate_advantages
+from rlhf.ppo.trainer import PPO
+from rlhf.trl.token_dataset import TokenDatasetSource
 
 PAD, EOS, BOS = 0, 1, 2
 
@@ -112,11 +120,41 @@ def random_episodes(count: int, *, seed: int = 0, vocab_size: int = 8, longest: 
     return episodes
 
 
-def ppo_config(folder: Path | str, **options: Any) -> PPOConfig:
-    """Options for a run on the CPU that reports nothing; what a test is about is in `options`."""
-    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 10**6, "save_strategy": "no"}
-    defaults = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "temperature": 1.0}
-    return PPOConfig(output_dir=str(folder), **{**quiet, **defaults, **options})
+# Flat names of keys that lie in a section of their own.
+_INNER = {
+    **{name: ("rollout", name) for name in RolloutConfig.model_fields},
+    **{f"kl_{name}": ("kl", name) for name in KLConfig.model_fields},
+    **{f"missing_stop_{name}": ("missing_stop", name) for name in MissingStopConfig.model_fields},
+    "critic": ("critic", "type"),
+    "critic_learning_rate": ("critic", "learning_rate"),
+}
+
+
+def ppo_section(**settings: Any) -> PPOSectionConfig:
+    """Section `ppo` for a test: one iteration, one minibatch, a small rate; inner keys may be given flat."""
+    values: dict[str, Any] = {"iterations": 1, "minibatches": 1, "learning_rate": 3e-6}
+    values |= {"advantage": "gae", "critic": {"type": "shared"}}
+    for name, value in settings.items():
+        section, key = _INNER.get(name, (None, name))
+        if section is None:
+            values[name] = value
+        else:
+            values[section] = {**values.get(section, {}), key: value}
+    if "total_episodes" in values:
+        values["iterations"] = values.pop("total_episodes") // values["episodes_per_iteration"]
+    # Nobody may configure these: a rate of 0, and estimators that are registered by the test.
+    unusual = {"learning_rate": 0.0} if values["learning_rate"] == 0 else {}
+    if values["advantage"] not in get_args(PPOSectionConfig.model_fields["advantage"].annotation):
+        unusual["advantage"] = values["advantage"]
+    usual = {"learning_rate": 1.0, "advantage": "reinforce"}
+    section = PPOSectionConfig.model_validate({**values, **{name: usual[name] for name in unusual}})
+    return section.model_copy(update=unusual)
+
+
+def runtime(*, bf16: bool = False, compile_kernels: bool | None = False) -> Runtime:
+    """A runtime on the CPU; nothing is compiled unless a test asks for it."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return dataclasses.replace(Runtime.detect(), compute_dtype=dtype, compile_kernels=compile_kernels)
 
 
 @dataclasses.dataclass
@@ -129,24 +167,74 @@ class FixedSource:
     def num_prompts(self) -> int:
         return len(self.episodes)
 
-    def collect(self, sampler: Any, starts: Sequence[Any], *, seed: int, iteration: int) -> list[Episode]:
+    def collect(self, generator: Any, starts: Sequence[Any], *, seed: int, iteration: int) -> list[Episode]:
         return [self.episodes[number % len(self.episodes)] for number in range(len(starts))]
 
 
-def make_trainer(
-    folder: Path | str, policy: nn.Module, *, episodes: list[Episode] | None = None, **options: Any
-) -> PPOTrainer:
-    """A trainer on fixed episodes, all of them one iteration, unless `train_dataset` and `reward_model` are given."""
-    roles = ("ref_model", "value_model", "reward_model", "train_dataset", "eval_dataset", "callbacks", "peft_config")
-    given = {name: options.pop(name) for name in (*roles, "source", "on_iteration") if name in options}
-    tokenizer = options.pop("tokenizer", None) or letters_tokenizer()
+def make_ppo(
+    policy: nn.Module,
+    *,
+    episodes: list[Episode] | None = None,
+    source: Any = None,
+    dataset: Any = None,
+    reward: Any = None,
+    reference: nn.Module | None = None,
+    critic_model: nn.Module | None = None,
+    tokenizer: Any = None,
+    stop_token_ids: Sequence[int] = (EOS,),
+    seed: int = 0,
+    bf16: bool = False,
+    optimizer: Any = None,
+    compile_kernels: bool | None = False,
+    on_iteration: Any = None,
+    **settings: Any,
+) -> PPO:
+    """The loop on fixed episodes, all of them one iteration, or on a source, or on tokenised prompts and a reward."""
+    where = runtime(bf16=bf16, compile_kernels=compile_kernels)
+    tokenizer = tokenizer or letters_tokenizer()
     if episodes is not None:
-        given["source"] = FixedSource(episodes)
-        sizes = {"per_device_train_batch_size": len(episodes), "total_episodes": len(episodes)}
-        options = {**sizes, **options}
-    if "value_model" not in given:
-        options = {"critic": "shared", **options}
-    return PPOTrainer(ppo_config(folder, **options), tokenizer, policy, **given)
+        source = FixedSource(episodes)
+        settings = {"episodes_per_iteration": len(episodes), **settings}
+    if critic_model is not None and not isinstance(critic_model, SharedCritic):
+        settings = {"critic": "separate", **settings}
+    section = ppo_section(**{"episodes_per_iteration": 8, **settings})
+    if source is None:
+        rollout = section.rollout
+        lengths = Lengths(
+            rollout.max_prompt_tokens,
+            rollout.max_response_tokens,
+            rollout.min_response_tokens,
+            max_total_tokens=getattr(policy.config, "max_position_embeddings", None),
+        )
+        source = TokenDatasetSource(dataset, tokenizer, lengths, [reward], [1.0], rollout.stop_strings, bf16=bf16)
+    generator = TorchGenerator(policy, section.rollout, stop_token_ids, tokenizer.decode, where)
+    roles = Roles(policy, critic_model, reference)
+    return PPO(
+        section, roles, source, generator, where, seed=seed, optimizer=optimizer, on_iteration=on_iteration
+    )  # fmt: skip
+
+
+def advantaged(ppo: PPO, episodes: Sequence[Episode] | None = None) -> AdvantagedRollout | None:
+    """The batch of the given episodes, or of the first rollout."""
+    scored = ppo.score(ppo.rollout(0) if episodes is None else episodes)
+    return None if scored is None else estimate_advantages(scored, ppo.settings)
+
+
+def sgd(learning_rate: float, critic_learning_rate: float | None = None) -> Any:
+    """Plain gradient descent, to be given as `optimizer`."""
+
+    def make(model: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameter_groups(model, learning_rate, critic_learning_rate, 0.0))
+
+    return make
+
+
+def filled(rollout: Rollout, **given: Tensor) -> AdvantagedRollout:
+    """A rollout with the given numbers of models and estimators; the others are 0."""
+    zeros = torch.zeros_like(rollout.sampled_logprobs)
+    names = ("logprobs", "ref_logprobs", "values", "kl", "rewards", "advantages", "returns")
+    fields = {name: zeros.clone() for name in names} | {"final_values": zeros.new_zeros(len(rollout))}
+    return AdvantagedRollout(**{**vars(rollout), **fields, **given})
 
 
 def prompts(rows: Sequence[Sequence[int]]) -> Dataset:
@@ -154,7 +242,7 @@ def prompts(rows: Sequence[Sequence[int]]) -> Dataset:
     return Dataset.from_dict({"input_ids": [list(row) for row in rows]})
 
 
-def record_steps(trainer: PPOTrainer) -> list[dict[str, Tensor]]:
+def record_steps(trainer: PPO) -> list[dict[str, Tensor]]:
     """Return a list that gets the gradients, by name, of every optimizer step from now on."""
     recorded: list[dict[str, Tensor]] = []
 

@@ -152,7 +152,7 @@ class PPOSectionConfig(Section):
     value_clip_range: float = Field(0.2, gt=0, description="New values stay this near to the old ones.")
     value_coefficient: float = Field(0.1, ge=0, description="Weight of the value loss.")
     entropy_coefficient: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount per token.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE.")
     whiten_advantages: bool = Field(True, description="Advantages to mean 0, variance 1 over the rollout.")
     whiten_rewards: bool = Field(False, description="Token rewards to variance 1; their mean stays.")

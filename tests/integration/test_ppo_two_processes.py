@@ -20,25 +20,24 @@ def count_tokens(prompts, completions, completion_ids, **_):
 
 def run(folder: str) -> None:
     """Three steps on a fixed rollout of uneven episodes, then a sampled rollout; rank 0 writes what came out."""
-    from ppo_helpers import episode, exact, make_trainer, prompts, tiny
+    from ppo_helpers import episode, exact, make_ppo, prompts, tiny
 
     world = int(os.environ.get("WORLD_SIZE", 1))
     episodes = [
         episode([3] * (1 + n % 3), [4 + (n + t) % 4 for t in range(1 + 3 * n % 11)], 0.3 * n - 1, index=n)
         for n in range(8)
     ]
-    trainer = make_trainer(
-        folder, exact(tiny()), ref_model=exact(tiny(seed=1)), reward_model=count_tokens,
-        train_dataset=prompts([[3], [4, 5, 6], [5, 5]]), per_device_train_batch_size=8 // world, total_episodes=32,
-        response_length=6, microbatch_tokens=20, num_mini_batches=2, num_ppo_epochs=1, learning_rate=1e-2,
-        whiten_rewards=True, entropy_coefficient=0.1, max_grad_norm=0.5,
+    trainer = make_ppo(exact(tiny()), reference=exact(tiny(seed=1)), reward=count_tokens,
+        dataset=prompts([[3], [4, 5, 6], [5, 5]]), episodes_per_iteration=8 // world, total_episodes=32,
+        max_response_tokens=6, microbatch_tokens=20, minibatches=2, epochs=1, learning_rate=1e-2,
+        whiten_rewards=True, entropy_coefficient=0.1, max_gradient_norm=0.5,
         **({"ddp_backend": "gloo"} if world > 1 else {}),
     )  # fmt: skip
     assert trainer.accelerator.num_processes == world
-    torch.nn.init.normal_(trainer.value_model.score.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(trainer.actor_critic.value_model.score.weight, generator=torch.Generator().manual_seed(0))
     metrics = []
     for iteration in range(3):
-        batch = trainer.score(episodes)
+        batch = advantaged(trainer, episodes)
         metrics.append(trainer.update(batch, iteration).means())
     sampled = trainer.rollout(3)
     results = {

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from rlhf.episodes.rollout import plan
+from rlhf.episodes.plan import plan
 
 
 def indices(iteration, *, prompts=10, episodes=5, samples=1, seed=0):

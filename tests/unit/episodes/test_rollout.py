@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ppo_helpers import make_trainer, tiny
+from ppo_helpers import advantaged, make_ppo, runtime, tiny
 from torch import nn
 
 from envs.tasks.dialogue import DialogueEnv
@@ -13,9 +13,12 @@ from envs.vector import TextVectorEnv
 from reward_models.chat import encode_prompt, prepare_tokenizer, turn_suffix_ids
 from reward_models.combine import CombinedReward, Component
 from rlhf.config.model import TokenizerConfig
-from rlhf.episodes.rollout import EnvironmentSource, Lengths, plan
+from rlhf.config.ppo import RolloutConfig
+from rlhf.episodes.environment_source import EnvironmentSource
+from rlhf.episodes.lengths import Lengths
+from rlhf.episodes.plan import plan
 from rlhf.errors import DataError
-from rlhf.generation.sampler import Sampler, SamplingParameters
+from rlhf.generation.torch_generator import TorchGenerator
 from rlhf.models.scratch import train_tokenizer
 
 
@@ -58,18 +61,20 @@ def policy(tokenizer):
     return model
 
 
-class Recorder(Sampler):
-    """A sampler that remembers what it was asked and what it said."""
+class Recorder(TorchGenerator):
+    """A generator that remembers what it was asked and what it said."""
 
-    def __call__(self, requests):
+    def generate(self, requests):
         contexts = [list(request.prompt_ids) for request in requests]
-        results = super().__call__(requests)
+        results = super().generate(requests)
         self.calls = [*getattr(self, "calls", []), list(zip(contexts, results, strict=True))]
         return results
 
 
 def recorder(policy, tokenizer, **options):
-    return Recorder(policy, SamplingParameters((tokenizer.eos_token_id,), **options), tokenizer.decode)
+    made = Recorder(policy, RolloutConfig(**options), (tokenizer.eos_token_id,), tokenizer.decode, runtime())
+    made.update()
+    return made
 
 
 def dialogues(tokenizer, *, environments=8, max_turns=4, lengths=LENGTHS, scorer=None, **options):
@@ -199,7 +204,7 @@ def test_a_prompt_that_leaves_no_room_for_a_response_is_an_error(policy, tokeniz
 
 
 def test_stop_strings_are_cut_off_the_text_and_kept_in_the_tokens(policy, tokenizer):
-    sampler = recorder(policy, tokenizer, stop_strings=("e",))
+    sampler = recorder(policy, tokenizer, stop_strings=["e"])
     episodes = collect(dialogues(tokenizer, stop_strings=("e",)), sampler)
     found = [e for e in episodes if e.stop_reason == "stop_string"]
     assert found
@@ -216,12 +221,11 @@ def test_a_prompt_that_is_too_long_is_an_error(policy, tokenizer):
 
 def test_a_trainer_learns_from_dialogues(tmp_path, policy, tokenizer):
     """Sampler and trainer agree on every token of the policy, in later turns too, and an update goes through."""
-    trainer = make_trainer(
-        tmp_path, policy, source=dialogues(tokenizer), tokenizer=tokenizer, total_episodes=8, response_length=8,
-        num_ppo_epochs=1, whiten_advantages=False,
+    trainer = make_ppo(policy, source=dialogues(tokenizer), tokenizer=tokenizer, max_response_tokens=8,
+        epochs=1, whiten_advantages=False,
     )  # fmt: skip
     episodes = trainer.rollout(0)
-    batch = trainer.score(episodes)
+    batch = advantaged(trainer, episodes)
     assert batch.mask.sum().item() == sum(episode.response_length for episode in episodes)
     assert (batch.logprobs - batch.sampled_logprobs)[batch.mask].abs().max() <= 1e-5
     assert batch.truncated.tolist() == [episode.truncated for episode in episodes]

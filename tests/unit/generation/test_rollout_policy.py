@@ -1,12 +1,16 @@
 """The weights that are sampled from: they must answer as the policy does now, whatever is beside or around them."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from ppo_helpers import tiny, weights, with_lora
+from ppo_helpers import runtime, tiny, weights, with_lora
 
+from rlhf.config.ppo import RolloutConfig
 from rlhf.errors import ModelError
+from rlhf.generation.generator import Request
 from rlhf.generation.rollout_policy import RolloutPolicy
-from rlhf.generation.sampler import Request, Sampler, SamplingParameters
+from rlhf.generation.sampler import Sampler
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 3]])
 LORA = {
@@ -38,6 +42,10 @@ def stir(model, seed=0):
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
+def sample(model, requests):
+    return Sampler(model, RolloutConfig(), (1,), runtime=runtime())(requests)
+
+
 def logits(model):
     with torch.no_grad():
         return model(IDS).logits
@@ -49,7 +57,7 @@ def test_the_merged_copy_answers_as_the_adapted_policy(name, trained_before):
     policy = adapted(name)
     if trained_before:
         stir(policy, seed=7)
-    rollout = RolloutPolicy(policy, bf16=False, sharded=False)
+    rollout = RolloutPolicy(policy, runtime())
     for round_ in range(3):
         expected = logits(policy)
         torch.testing.assert_close(logits(rollout.refresh()), expected, atol=2e-5, rtol=0)
@@ -58,20 +66,22 @@ def test_the_merged_copy_answers_as_the_adapted_policy(name, trained_before):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_output_layer_is_the_policys_own(tied):
+def test_the_output_layer_is_the_policys_own(tied, monkeypatch):
     policy = tiny("llama", tie_word_embeddings=tied).eval()
-    decoder = RolloutPolicy(policy, bf16=True, sharded=False).refresh()
+    decoder = RolloutPolicy(policy, runtime(bf16=True)).refresh()
     assert decoder.lm_head.weight is policy.lm_head.weight
     assert decoder.lm_head.weight.dtype == torch.float32
     assert decoder.model.embed_tokens.weight.dtype == torch.bfloat16
-    apart = RolloutPolicy(policy, bf16=True, sharded=True).refresh()
+    policy.model.norm.weight.ds_id = 0  # as ZeRO-3 marks what it has spread
+    monkeypatch.setattr("rlhf.generation.rollout_policy.gathered_parameters", lambda _: nullcontext())
+    apart = RolloutPolicy(policy, runtime(bf16=True)).refresh()
     assert apart.lm_head.weight is not policy.lm_head.weight
     torch.testing.assert_close(apart.lm_head.weight.data, policy.lm_head.weight.data, rtol=0, atol=0)
 
 
 def test_only_what_is_trained_is_copied_again():
     policy = adapted("llama")
-    rollout = RolloutPolicy(policy, bf16=False, sharded=False)
+    rollout = RolloutPolicy(policy, runtime())
     copy = rollout.refresh()
     before = weights(copy)
     with torch.no_grad():
@@ -89,11 +99,11 @@ def test_only_what_is_trained_is_copied_again():
 def test_what_is_written_anew_takes_no_memory_between_rollouts(name, bf16, lora):
     policy = adapted(name) if lora else base(name)
     before = weights(policy)
-    rollout = RolloutPolicy(policy, bf16=bf16, sharded=False)
+    rollout = RolloutPolicy(policy, runtime(bf16=bf16))
     rollout.release()
     expected = weights(rollout.refresh())
     rollout.release()
-    if rollout.copied:
+    if rollout._copy is not None:
         left = {key for key, weight in weights(rollout._copy).items() if weight.numel()}
         targets = {"llama": ["_proj"]}.get(name, LORA[name]["target_modules"])
         trained = {key for key in expected if not lora or any(f"{target}.weight" in key for target in targets)}
@@ -106,14 +116,14 @@ def test_what_is_written_anew_takes_no_memory_between_rollouts(name, bf16, lora)
 
 def test_a_plain_policy_is_not_copied():
     policy = base("llama")
-    assert RolloutPolicy(policy, bf16=False, sharded=False).refresh() is policy
+    assert RolloutPolicy(policy, runtime()).refresh() is policy
 
 
 def test_a_copy_is_made_without_spending_randomness_and_leaves_the_policy_alone():
     policy = adapted("gpt2")
     stir(policy)
     before, state = weights(policy), torch.get_rng_state()
-    copy = RolloutPolicy(policy, bf16=False, sharded=False).refresh()
+    copy = RolloutPolicy(policy, runtime()).refresh()
     assert torch.equal(torch.get_rng_state(), state)
     assert not copy.training
     assert not any(parameter.requires_grad for parameter in copy.parameters())
@@ -122,7 +132,7 @@ def test_a_copy_is_made_without_spending_randomness_and_leaves_the_policy_alone(
 
 def test_bf16_rounds_the_trunk_and_keeps_output_layer_and_buffers():
     policy = base("llama, tied")
-    rollout = RolloutPolicy(policy, bf16=True, sharded=False)
+    rollout = RolloutPolicy(policy, runtime(bf16=True))
     copy = rollout.refresh()
     own = weights(policy)
     for name, weight in weights(copy).items():
@@ -141,7 +151,7 @@ def test_bf16_rounds_the_trunk_and_keeps_output_layer_and_buffers():
 def test_bf16_sums_matrix_and_adapter_before_it_rounds():
     policy = adapted("llama")
     stir(policy)
-    copy = RolloutPolicy(policy, bf16=True, sharded=False).refresh()
+    copy = RolloutPolicy(policy, runtime(bf16=True)).refresh()
     layer = policy.base_model.model.model.layers[1].self_attn.q_proj
     delta = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     expected = (layer.base_layer.weight + delta).bfloat16()
@@ -154,10 +164,10 @@ def test_sampling_with_the_copy_is_sampling_from_the_adapted_policy():
     policy = adapted("llama")
     stir(policy)
     requests = [Request([3, 4, 5], key, 10) for key in range(8)]
-    copy = RolloutPolicy(policy, bf16=False, sharded=False).refresh()
-    merged, direct = (Sampler(model, SamplingParameters((1,)))(requests) for model in (copy, policy))
+    copy = RolloutPolicy(policy, runtime()).refresh()
+    merged, direct = (sample(model, requests) for model in (copy, policy))
     assert [result.token_ids for result in merged] == [result.token_ids for result in direct]
-    plain = Sampler(base("llama"), SamplingParameters((1,)))(requests)
+    plain = sample(base("llama"), requests)
     assert [result.token_ids for result in plain] != [result.token_ids for result in direct]
 
 
@@ -165,4 +175,4 @@ def test_sampling_with_the_copy_is_sampling_from_the_adapted_policy():
 def test_adapters_that_cannot_be_merged_are_refused(options):
     policy = with_lora(base("llama"), target_modules=["q_proj"], **options)
     with pytest.raises(ModelError, match="use plain LoRA, or train all weights"):
-        RolloutPolicy(policy, bf16=False, sharded=False)
+        RolloutPolicy(policy, runtime())

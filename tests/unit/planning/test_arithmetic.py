@@ -7,21 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ppo_helpers import make_trainer, prompts, random_episodes, tiny
-from tiny_run import run_config, save_prompts
+from ppo_helpers import advantaged, make_ppo, prompts, random_episodes, tiny
 
 import rlhf.ppo.trainer
 from rlhf.config.ppo import PPOSectionConfig
-from rlhf.episodes.rollout import plan
-from rlhf.planning.arithmetic import BatchArithmetic, microbatch_bounds, minibatch_sizes, of_arguments, of_section
-from rlhf.ppo.batch import partition
-from rlhf.ppo.setup import set_batch_sizes
+from rlhf.episodes.plan import plan
+from rlhf.packing.microbatch import partition
+from rlhf.planning.arithmetic import BatchArithmetic, microbatch_bounds, minibatch_sizes, of_section
 from rlhf.ppo.update import minibatch_rows
-from rlhf.stages.ppo import make_arguments
 
 GIVEN = BatchArithmetic(
     iterations=5, responses=24, samples_per_prompt=4, processes=2, epochs=3, minibatches=4, microbatch_tokens=40,
-    microbatch_rows=12, shortest=2, longest=20, num_prompts=10,
+    shortest=2, longest=20, num_prompts=10,
 )  # fmt: skip
 
 
@@ -47,7 +44,6 @@ def test_the_numbers_by_hand():
     assert dataclasses.replace(GIVEN, microbatch_tokens=19).microbatches == (1, 3)
     assert dataclasses.replace(GIVEN, microbatch_tokens=3).microbatches == (3, 3)
     assert dataclasses.replace(GIVEN, longest=None).microbatches == (1, 3)
-    assert dataclasses.replace(GIVEN, microbatch_tokens=None, microbatch_rows=2).microbatches == (1, 2)
     assert dataclasses.replace(GIVEN, num_prompts=None).passes is None
 
 
@@ -78,17 +74,10 @@ def test_prompts_and_responses_are_those_that_the_plan_plays():
     assert len({(start.index, start.sample_index // GIVEN.samples_per_prompt) for start in starts}) == GIVEN.prompts
 
 
-@pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 3, "minibatches": 2, "epochs": 1, "iterations": 7}])
-def test_the_section_and_the_trainers_options_agree(tmp_path, options):
-    section = {"episodes_per_iteration": 12, **options}
-    data = {"data": {"path": str(save_prompts(tmp_path / "p.jsonl"))}, "rewards": {"reward_model": {}}}
-    config = run_config(tmp_path / "p.jsonl", ppo={**data, **section})
-    announced = of_section(config.ppo, 1, num_prompts=9)
-    args = make_arguments(config, str(tmp_path))
-    set_batch_sizes(args, 9, 1)
-    assert dataclasses.replace(of_arguments(args, 9), longest=announced.longest) == announced
-    shared = of_section(config.ppo, 3, num_prompts=9)
-    assert (shared.processes, shared.process_responses, shared.microbatch_rows) == (3, 4, 4)
+def test_processes_share_the_responses():
+    section = PPOSectionConfig.model_validate({"episodes_per_iteration": 12, "minibatches": 4})
+    shared = of_section(section, 3, num_prompts=9)
+    assert (shared.processes, shared.process_responses, shared.process_minibatch_responses) == (3, 4, 1)
 
 
 def test_one_turn_is_as_long_as_prompt_and_response_and_several_are_not_limited():
@@ -112,7 +101,6 @@ def test_what_was_announced_passes():
     check(lengths=[20] * 24, microbatches=24)
     check(lengths=[], steps=None)
     check(lengths=[9] * 3, steps=9, microbatches=9)  # of four minibatches three have a response
-    check(dataclasses.replace(GIVEN, microbatch_tokens=None, microbatch_rows=1), lengths=[9] * 24, microbatches=36)
 
 
 @pytest.mark.parametrize(
@@ -140,19 +128,19 @@ def count(prompts, completions, completion_ids, **_):
 
 def trainer(folder, **options):
     rows = [[3], [4, 5, 6], [5, 5], [6, 7, 3, 3], [7]]
-    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "total_episodes": 36}
-    parts = {"num_mini_batches": 3, "samples_per_prompt": 2, "num_ppo_epochs": 2, "response_length": 6}
-    given = {"reward_model": count, "train_dataset": prompts(rows), **sizes, **parts, **options}
-    return make_trainer(folder, tiny(), **given)
+    sizes = {"episodes_per_iteration": 12, "total_episodes": 36}
+    parts = {"minibatches": 3, "samples_per_prompt": 2, "epochs": 2, "max_response_tokens": 6}
+    given = {"reward": count, "dataset": prompts(rows), **sizes, **parts, **options}
+    return make_ppo(tiny(), **given)
 
 
-@pytest.mark.parametrize("budget", [None, 7, 20, 1000])
+@pytest.mark.parametrize("budget", [7, 20, 1000])
 def test_a_run_does_what_it_announces(tmp_path, budget):
     made = trainer(tmp_path, microbatch_tokens=budget)
-    numbers, dropped = of_arguments(made.args, 5), 0
+    numbers, dropped = of_section(made.settings, 1, 5), 0
     for iteration in range(numbers.iterations):
         episodes = made.rollout(iteration)
-        batch = made.score(episodes)
+        batch = advantaged(made, episodes)
         passed = []
         hook = made.actor_critic.register_forward_hook(lambda *_, passed=passed: passed.append(1))
         statistics = made.update(batch, iteration)
@@ -165,28 +153,28 @@ def test_a_run_does_what_it_announces(tmp_path, budget):
 def test_the_trainer_stops_where_an_update_takes_another_number_of_steps(tmp_path, monkeypatch):
     genuine = rlhf.ppo.trainer.update
 
-    def one_more(*arguments):
-        statistics = genuine(*arguments)
+    def one_more(*arguments, **options):
+        statistics = genuine(*arguments, **options)
         statistics.steps += 1
         return statistics
 
     made = trainer(tmp_path)
     made.train()
-    assert made.state.global_step == 3
+    assert made.progress.iteration == 3
     monkeypatch.setattr(rlhf.ppo.trainer, "update", one_more)
     with pytest.raises(AssertionError, match=r"7 optimizer steps, where 6 were announced"):
         trainer(tmp_path).train()
 
 
 def test_the_trainer_stops_where_an_episode_is_missing(tmp_path):
-    made = make_trainer(tmp_path, tiny(), episodes=random_episodes(4))
+    made = make_ppo(tiny(), episodes=random_episodes(4))
     made.rollout = lambda iteration: made.source.episodes[1:]
     with pytest.raises(AssertionError, match="3 responses, where 4 were announced"):
         made.train()
 
 
 def test_the_trainer_counts_the_microbatches_of_the_update(tmp_path):
-    made = trainer(tmp_path, microbatch_tokens=1, num_mini_batches=1, reward_model=lambda completions, **_: [0.0] * 12)
-    statistics = made.update(made.score(made.rollout(0)), 0)
+    made = trainer(tmp_path, microbatch_tokens=1, minibatches=1, reward=lambda completions, **_: [0.0] * 12)
+    statistics = made.update(advantaged(made), 0)
     assert statistics.microbatches == 2 * 12  # one response each
     assert torch.tensor(statistics.steps) == 2

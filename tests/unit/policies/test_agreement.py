@@ -2,15 +2,18 @@
 
 import pytest
 import torch
-from ppo_helpers import exact, letters_tokenizer, make_trainer, prompts, random_episodes, tiny
+from ppo_helpers import advantaged, exact, letters_tokenizer, make_ppo, prompts, random_episodes, runtime, tiny
 from transformers import LlamaForSequenceClassification, MistralConfig, MistralForCausalLM
 
-from rlhf.episodes.rollout import Lengths, Start
+from rlhf.config.ppo import RolloutConfig
+from rlhf.episodes.lengths import Lengths
+from rlhf.episodes.plan import Start
 from rlhf.errors import ModelError
-from rlhf.generation.sampler import Sampler, SamplingParameters
+from rlhf.generation.torch_generator import TorchGenerator
 from rlhf.models.dropout import disable_dropout
 from rlhf.policies.actor_critic import ActorCritic
-from rlhf.ppo.batch import collate, microbatches
+from rlhf.packing.microbatch import microbatches
+from rlhf.ppo.batch import collate
 from rlhf.ppo.metrics import sampler_mismatch
 from rlhf.trl.token_dataset import TokenDatasetSource
 
@@ -23,9 +26,8 @@ def count_letters(prompts, completions, completion_ids, **_):
 
 
 def sampling_trainer(folder, policy, **options):
-    defaults = {"response_length": 12, "temperature": 0.7, "num_ppo_epochs": 1, "local_rollout_forward_batch_size": 3}
-    return make_trainer(
-        folder, policy, reward_model=count_letters, train_dataset=prompts(ROWS), **{**defaults, **options}
+    defaults = {"max_response_tokens": 12, "temperature": 0.7, "epochs": 1, "batch_size": 3}
+    return make_ppo(policy, reward=count_letters, dataset=prompts(ROWS), **{**defaults, **options}
     )
 
 
@@ -49,7 +51,7 @@ def noisy(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_oracle_08_and_09_the_first_minibatch_has_ratio_1_to_the_bit(tmp_path, family):
     trainer = sampling_trainer(tmp_path, pollute(noisy(family)))
-    batch = trainer.score(trainer.rollout(0))
+    batch = advantaged(trainer)
     assert batch.mask.sum() > 16
     means = trainer.update(batch, 0).means()
     assert (means["ratio"], means["ratio_max"]) == (1.0, 1.0)
@@ -60,7 +62,7 @@ def test_oracle_08_and_09_the_first_minibatch_has_ratio_1_to_the_bit(tmp_path, f
 @pytest.mark.parametrize("family", FAMILIES)
 def test_oracle_08_and_09_the_sampler_agrees_with_the_trainer(tmp_path, family):
     trainer = sampling_trainer(tmp_path, pollute(noisy(family)))
-    batch = trainer.score(trainer.rollout(0))
+    batch = advantaged(trainer)
     gap = (batch.logprobs - batch.sampled_logprobs)[batch.mask].abs().max()
     assert 0 < batch.sampled_logprobs[batch.mask].abs().min()
     assert gap <= 1e-5
@@ -78,7 +80,7 @@ def test_oracle_09_a_polluted_generation_config_changes_no_text(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_oracle_08_eager_attention_samples_from_the_policy_too(tmp_path, family):
     trainer = sampling_trainer(tmp_path, tiny(family, attn_implementation="eager"))
-    batch = trainer.score(trainer.rollout(0))
+    batch = advantaged(trainer)
     assert (batch.logprobs - batch.sampled_logprobs)[batch.mask].abs().max() <= 1e-5
 
 
@@ -90,7 +92,7 @@ def test_oracle_08_a_sliding_window_that_rows_outgrow_is_refused(tmp_path):
         config = MistralConfig(num_key_value_heads=2, sliding_window=window, initializer_range=0.3, **sizes, **special)
         trainer = sampling_trainer(tmp_path, MistralForCausalLM(config))
         if window == 18:
-            batch = trainer.score(trainer.rollout(0))
+            batch = advantaged(trainer)
             assert (batch.logprobs - batch.sampled_logprobs)[batch.mask].abs().max() <= 1e-5
         else:
             with pytest.raises(ModelError, match=r"may take 18 tokens.* slides over 17: shorten them"):
@@ -119,7 +121,7 @@ def actor_critic(family, precision):
         disable_dropout(module)
     if precision == torch.float64:
         policy, critic = exact(policy), exact(critic)
-    return ActorCritic(policy, critic).eval()
+    return ActorCritic(policy, critic, runtime()).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -168,7 +170,9 @@ def test_oracle_10_padding_side_of_the_data_set_changes_nothing(pad):
     results = {}
     for side, rows in sides.items():
         source = TokenDatasetSource(rows, tokenizer, Lengths(99, 8), [count_letters], [1.0])
-        episodes = source.collect(Sampler(policy, SamplingParameters((1,))), starts, seed=0, iteration=0)
+        generator = TorchGenerator(policy, RolloutConfig(), (1,), tokenizer.decode, runtime())
+        generator.update()
+        episodes = source.collect(generator, starts, seed=0, iteration=0)
         results[side] = [(e.token_ids, e.response_mask, e.score) for e in episodes]
         assert [e.token_ids[: len(row)] for e, row in zip(episodes, ROWS, strict=True)] == ROWS
     assert all(result == results["none"] for result in results.values())
@@ -177,15 +181,15 @@ def test_oracle_10_padding_side_of_the_data_set_changes_nothing(pad):
 def test_oracle_29_importance_weights(tmp_path):
     """The trainer's probability over the sampler's: 1, or the mass that truncated sampling has kept."""
     trainer = sampling_trainer(tmp_path, exact(tiny()))
-    batch = trainer.score(trainer.rollout(0))
+    batch = advantaged(trainer)
     assert sampler_mismatch(batch)["importance_weight"] == pytest.approx(1, abs=1e-6)
     truncated = sampling_trainer(tmp_path, exact(tiny()), top_p=0.8)
     episodes = truncated.rollout(0)
-    batch = truncated.score(episodes)
+    batch = advantaged(truncated, episodes)
     kept = []
     for episode in episodes:
         with torch.no_grad():
-            logits = truncated.policy_model(torch.tensor([episode.token_ids])).logits[0] / 0.7
+            logits = truncated.actor_critic.policy(torch.tensor([episode.token_ids])).logits[0] / 0.7
         for position, own in enumerate(episode.response_mask):
             if own:
                 ordered = logits[position - 1].softmax(-1).sort(descending=True).values

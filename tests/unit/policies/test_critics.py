@@ -2,16 +2,19 @@
 
 import pytest
 import torch
-from ppo_helpers import exact, letters_tokenizer, make_trainer, prompts, random_episodes, tiny, weights, with_lora
+from ppo_helpers import exact, letters_tokenizer, make_ppo, prompts, random_episodes, runtime, tiny, weights, with_lora
 from safetensors.torch import load_file
 from transformers import LlamaForSequenceClassification
 
 from rlhf.errors import ModelError
+from rlhf.generation.rollout_policy import RolloutPolicy
 from rlhf.models.shared_trunk import add_twin
 from rlhf.policies.actor_critic import AdapterCritic, SharedCritic
-from rlhf.policies.critics import make_critic
-from rlhf.ppo import load_critic
-from rlhf.ppo.batch import collate, microbatches
+from rlhf.packing.microbatch import microbatches
+from rlhf.policies.checkpointing import recompute_activations
+from rlhf.policies.critics import load_critic, make_critic
+from rlhf.ppo import checkpoint
+from rlhf.ppo.batch import collate
 
 EPISODES = random_episodes(6, seed=2)
 ROWS = [[3], [4, 5, 6], [5, 5], [6, 7, 3, 3], [7]]
@@ -30,12 +33,18 @@ def stir(model, *, seed=0):
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
-def trainer(folder, policy=None, *, stirred=True, **options):
-    defaults = {"critic": "adapter", "episodes": EPISODES, "temperature": 0.7, "num_mini_batches": 1}
-    made = make_trainer(folder, policy if policy is not None else lora_policy(), **{**defaults, **options})
+def trainer(folder, policy=None, *, stirred=True, recomputed=False, **options):
+    defaults = {"critic": "adapter", "episodes": EPISODES, "temperature": 0.7, "minibatches": 1}
+    made = make_ppo(policy if policy is not None else lora_policy(), **{**defaults, **options})
     if stirred:
         stir(made.actor_critic)
+    if recomputed:
+        recompute_activations(made.actor_critic)
     return made
+
+
+def save(made, folder):
+    checkpoint.save_models(made, folder, letters_tokenizer())
 
 
 def microbatch():
@@ -72,14 +81,15 @@ def split(actor_critic):
 def test_at_first_all_roles_see_the_same_states(tmp_path):
     made = trainer(tmp_path, stirred=False).actor_critic
     part = microbatch()
+    read = torch.cat([part.predictors, part.last])
     with made.adapters.using():
-        reference = made._run(made.policy, part)
+        reference = made._actor.states(part.tokens, read)
     with made.adapters.using("critic"):
-        critic = made._run(made.policy, part)
-    assert torch.equal(made._run(made.policy, part), reference)
+        critic = made._actor.states(part.tokens, read)
+    assert torch.equal(made._actor.states(part.tokens, read), reference)
     assert torch.equal(critic, reference)
     plain = part.tokens.pack(exact(tiny()).model(input_ids=part.tokens.pad(part.tokens.input_ids)).last_hidden_state)
-    torch.testing.assert_close(reference, plain[torch.cat([part.predictors, part.last])], atol=1e-12, rtol=0)
+    torch.testing.assert_close(reference, plain[read], atol=1e-12, rtol=0)
     assert evaluate(made).values.abs().max() == 0
 
 
@@ -104,7 +114,7 @@ def test_each_role_runs_with_its_own_adapter_alone(tmp_path):
 
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_each_loss_reaches_its_own_adapter_alone(tmp_path, recomputed):
-    made = trainer(tmp_path, gradient_checkpointing=recomputed).actor_critic.train()
+    made = trainer(tmp_path, recomputed=recomputed).actor_critic.train()
     for loss, reached in (("values", 0), ("logprobs", 1)):
         outputs = evaluate(made)
         evaluate(made, reference=True)  # must not take gradients away from anybody
@@ -123,7 +133,7 @@ def test_each_loss_reaches_its_own_adapter_alone(tmp_path, recomputed):
 def test_recomputed_activations_give_the_same_gradients(tmp_path):
     gradients = []
     for recomputed in (False, True):
-        made = trainer(tmp_path, gradient_checkpointing=recomputed).actor_critic.train()
+        made = trainer(tmp_path, recomputed=recomputed).actor_critic.train()
         outputs = evaluate(made)
         (outputs.values.pow(2).sum() + outputs.logprobs.sum()).backward()
         gradients.append({name: p.grad for name, p in made.named_parameters() if p.grad is not None})
@@ -135,7 +145,7 @@ def test_recomputed_activations_give_the_same_gradients(tmp_path):
 
 def test_activations_cannot_be_recomputed_by_reentering(tmp_path):
     with pytest.raises(ModelError, match="use_reentrant true does not go with critic 'adapter'"):
-        trainer(tmp_path, gradient_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
+        recompute_activations(trainer(tmp_path).actor_critic, {"use_reentrant": True})
 
 
 def test_the_optimizer_has_every_parameter_once_at_its_rate(tmp_path):
@@ -149,10 +159,10 @@ def test_the_optimizer_has_every_parameter_once_at_its_rate(tmp_path):
 
 def test_rollouts_merge_the_policys_adapter_alone(tmp_path):
     made = trainer(tmp_path)
-    copy = made.rollout_policy.refresh()
+    copy = RolloutPolicy(made.actor_critic.policy, runtime()).refresh()
     ids = torch.tensor([[3, 4, 5, 6]])
     with torch.no_grad():
-        logits = {role: merged(made.policy_model, role)(ids).logits for role in ("default", "critic")}
+        logits = {role: merged(made.actor_critic.policy, role)(ids).logits for role in ("default", "critic")}
         torch.testing.assert_close(copy(ids).logits, logits["default"], atol=1e-5, rtol=0)  # summed in float32
     assert (logits["default"] - logits["critic"]).abs().max() > 0.01
 
@@ -161,13 +171,18 @@ def count_a(prompts, completions, completion_ids, **_):
     return [float(ids.count(3)) for ids in completion_ids]
 
 
-def learning(folder, *, iterations=12, **options):
+def learning(folder, *, iterations=12, saving=False, **options):
     seen = []
-    made = make_trainer(
-        folder, with_lora(tiny(), target_modules="all-linear"), critic="adapter", reward_model=count_a,
-        train_dataset=prompts(ROWS), total_episodes=16 * iterations, per_device_train_batch_size=16,
-        response_length=5, min_response_length=5, num_mini_batches=2, num_ppo_epochs=2, learning_rate=3e-2,
-        kl_coef=0.01, lr_scheduler_type="constant", on_iteration=seen.append, **options,
+
+    def look(iteration):
+        seen.append(iteration)
+        if saving:
+            checkpoint.save(made, folder / f"checkpoint-{iteration.number + 1}")
+
+    made = make_ppo(with_lora(tiny(), target_modules="all-linear"), critic="adapter", reward=count_a,
+        dataset=prompts(ROWS), total_episodes=16 * iterations, episodes_per_iteration=16,
+        max_response_tokens=5, min_response_tokens=5, minibatches=2, epochs=2, learning_rate=3e-2,
+        kl_coefficient=0.01, scheduler="constant", on_iteration=look, **options,
     )  # fmt: skip
     return made, seen
 
@@ -187,11 +202,12 @@ def test_training_raises_the_score_and_both_adapters_move(tmp_path, bf16):
 
 
 def test_a_run_is_resumed_to_the_bit(tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 1, "iterations": 2}
+    saving = {"saving": True, "iterations": 2}
     whole, seen = learning(tmp_path / "whole", **saving)
     whole.train()
     resumed, later = learning(tmp_path / "resumed", **saving)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+    checkpoint.load(resumed, tmp_path / "whole" / "checkpoint-1")
+    resumed.train()
     assert later[-1].metrics["ppo/loss/value"] == seen[-1].metrics["ppo/loss/value"]
     for name, weight in weights(whole.actor_critic).items():
         assert torch.equal(weights(resumed.actor_critic)[name], weight), name
@@ -205,15 +221,15 @@ def separate():
 
 @pytest.mark.parametrize("form", ["separate", "shared", "adapter"])
 def test_a_saved_critic_has_the_values_that_it_had(tmp_path, form):
-    given = {"value_model": separate()} if form == "separate" else {}
+    given = {"critic_model": separate()} if form == "separate" else {}
     made = trainer(tmp_path, with_lora(tiny(), target_modules="all-linear"), critic=form, **given)
     before = evaluate(made.actor_critic).values
-    made.save_model(str(tmp_path / "saved"))
+    save(made, tmp_path / "saved")
     policy = with_lora(tiny(), target_modules="all-linear")
-    policy.load_state_dict({n: w for n, w in made.policy_model.state_dict().items() if ".critic." not in n})
+    policy.load_state_dict({n: w for n, w in made.actor_critic.policy.state_dict().items() if ".critic." not in n})
     critic = load_critic(tmp_path / "saved" / "critic", policy)
-    again = trainer(tmp_path, policy, critic=form, value_model=critic, stirred=False)
-    assert again.value_model is critic
+    again = trainer(tmp_path, policy, critic=form, critic_model=critic, stirred=False)
+    assert again.actor_critic.value_model is critic
     torch.testing.assert_close(evaluate(again.actor_critic).values, before, atol=1e-6, rtol=0)
     assert before.abs().max() > 0.1
     assert split(again.actor_critic)[0].keys() == split(made.actor_critic)[0].keys()  # it goes on learning
@@ -223,9 +239,9 @@ def test_the_saved_policy_has_its_own_adapter_alone(tmp_path):
     policy = lora_policy()
     add_twin(policy, "reward")  # a role that is none of the trainer's
     made = trainer(tmp_path, policy)
-    made.save_model(str(tmp_path / "saved"))
+    save(made, tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
-    own = {name: p for name, p in made.policy_model.named_parameters() if ".default." in name}
+    own = {name: p for name, p in made.actor_critic.policy.named_parameters() if ".default." in name}
     assert saved.keys() == {name.replace(".default", "") for name in own}
     for name, weight in own.items():
         assert torch.equal(saved[name.replace(".default", "")], weight)
@@ -244,7 +260,7 @@ def test_without_lora_there_is_no_adapter_critic(tmp_path):
 @pytest.mark.parametrize("form", ["separate", "shared"])
 def test_another_form_than_the_configured_one_is_refused(tmp_path, form):
     made = trainer(tmp_path)
-    made.save_model(str(tmp_path / "saved"))
+    save(made, tmp_path / "saved")
     policy = lora_policy()
     critic = load_critic(tmp_path / "saved" / "critic", policy)
     assert isinstance(critic, AdapterCritic)
@@ -253,7 +269,7 @@ def test_another_form_than_the_configured_one_is_refused(tmp_path, form):
 
 
 def test_critics_that_do_not_fit_are_refused(tmp_path):
-    trainer(tmp_path).save_model(str(tmp_path / "adapter"))
+    save(trainer(tmp_path), tmp_path / "adapter")
     folder = tmp_path / "adapter" / "critic"
     for policy in (None, tiny()):
         with pytest.raises(ModelError, match="give load_critic the policy with its LoRA adapter"):
@@ -264,7 +280,7 @@ def test_critics_that_do_not_fit_are_refused(tmp_path):
     load_critic(folder, policy)
     with pytest.raises(ModelError, match="has an adapter named 'critic' already"):
         load_critic(folder, policy)
-    trainer(tmp_path, critic="shared").save_model(str(tmp_path / "shared"))
+    save(trainer(tmp_path, critic="shared"), tmp_path / "shared")
     with pytest.raises(ModelError, match=r"give load_critic the policy$"):
         load_critic(tmp_path / "shared" / "critic")
     wide = tiny(hidden_size=32)

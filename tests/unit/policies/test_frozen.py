@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ppo_helpers import make_trainer, prompts, tiny, with_lora
+from ppo_helpers import make_ppo, prompts, tiny, with_lora
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf.models.precision import round_frozen_matrices
@@ -76,27 +76,11 @@ def test_the_checkpoint_that_weights_came_from_leaves_memory(tmp_path: Path) -> 
     assert all(torch.equal(model.get_parameter(name), weight) for name, weight in before.items())
 
 
-def judge() -> Any:
-    return LlamaForSequenceClassification(LlamaConfig(**{**LLAMA, "vocab_size": 8}, num_labels=1))
-
-
-def test_a_trainer_stores_reference_and_reward_model_as_it_computes_with_them(tmp_path: Path) -> None:
-    reward, reference = judge(), tiny()
-    trainer = make_trainer(
-        tmp_path, tiny(), bf16=True, reward_model=reward, ref_model=reference, train_dataset=prompts([[3, 4]])
-    )
-    assert reward.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+def test_the_loop_stores_the_reference_as_it_computes_with_it() -> None:
+    reference = tiny()
+    trainer = make_ppo(tiny(), bf16=True, reference=reference, reward=len, dataset=prompts([[3, 4]]))
     assert reference.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
-    assert reward.score.weight.dtype == torch.float32
-    assert all(parameter.dtype == torch.float32 for parameter in trainer.policy_model.parameters())
-
-
-def test_a_reward_model_on_the_policys_trunk_freezes_nothing_of_it(tmp_path: Path) -> None:
-    policy, reward = tiny(), judge()
-    reward.model = policy.model
-    make_trainer(tmp_path, policy, bf16=True, reward_model=reward, train_dataset=prompts([[3, 4]]))
-    assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in policy.parameters())
-    assert not reward.score.weight.requires_grad
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.actor_critic.policy.parameters())
 
 
 def test_a_reward_model_whose_trunk_is_a_function_is_left_as_it_is() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from ppo_helpers import make_trainer, prompts, tiny
+from ppo_helpers import make_ppo, prompts, tiny
 
 LETTER = 3
 ITERATIONS = 24
@@ -17,11 +17,10 @@ def share_of_letter(prompts, completions, completion_ids, **columns):
 def curve(folder, *, seed, bf16):
     """Mean score of each iteration; the policy starts from the same weights, so the seed is that of the sampling."""
     scores = []
-    trainer = make_trainer(
-        folder, tiny(seed=0), reward_model=share_of_letter, train_dataset=prompts([[3, 4], [5], [6, 7, 3], [4]]),
+    trainer = make_ppo(tiny(seed=0), reward=share_of_letter, dataset=prompts([[3, 4], [5], [6, 7, 3], [4]]),
         on_iteration=lambda iteration: scores.append(iteration.metrics["ppo/score"]),
-        seed=seed, bf16=bf16, per_device_train_batch_size=32, total_episodes=32 * ITERATIONS, response_length=8,
-        learning_rate=3e-3, num_ppo_epochs=2, num_mini_batches=2, kl_coef=0.02, min_response_length=8,
+        seed=seed, bf16=bf16, episodes_per_iteration=32, total_episodes=32 * ITERATIONS, max_response_tokens=8,
+        learning_rate=3e-3, epochs=2, minibatches=2, kl_coefficient=0.02, min_response_tokens=8,
     )  # fmt: skip
     trainer.train()
     masters = {parameter.dtype for parameter in trainer.actor_critic.parameters()}

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ppo_helpers import episode, random_episodes
 
-from rlhf.ppo.batch import collate, microbatches, partition
+from rlhf.packing.microbatch import microbatches, partition
+from rlhf.ppo.batch import collate
 from rlhf.ppo.scoring import whole_groups
 
 

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from ppo_enumerable import ENDS, PROMPT, RESPONSES, STATES, PrefixPolicy, V, random_world, response_logprobs
-from ppo_helpers import EOS
+from ppo_helpers import EOS, runtime
 
+from rlhf.config.ppo import RolloutConfig
+from rlhf.generation.generator import Request
 from rlhf.generation.noise import response_key
-from rlhf.generation.sampler import Request, Sampler, SamplingParameters
+from rlhf.generation.sampler import Sampler
 
 N, GROUPS = 4, 1500
 
@@ -17,7 +19,7 @@ def test_oracle_30_best_of_n_follows_its_order_statistic():
     world = random_world(dense=False)
     policy = PrefixPolicy(STATES, V).load(world.reference)
     requests = [Request(PROMPT, response_key(0, 0, PROMPT, sample), 3) for sample in range(N * GROUPS)]
-    sampled = Sampler(policy, SamplingParameters((EOS,), batch_size=1000))(requests)
+    sampled = Sampler(policy, RolloutConfig(batch_size=1000), (EOS,), runtime=runtime())(requests)
     rewards = torch.tensor([world.rewards[end] for end in ENDS], dtype=torch.float64)
     assert rewards.unique().numel() == len(RESPONSES)
     numbers = torch.tensor([RESPONSES.index(tuple(result.token_ids)) for result in sampled]).view(GROUPS, N)

@@ -4,7 +4,9 @@ import random
 
 import numpy as np
 import torch
-from ppo_helpers import make_trainer, prompts, tiny
+from ppo_helpers import make_ppo, prompts, tiny
+
+from rlhf.ppo import checkpoint
 
 
 def noisy_reward(prompts, completions, completion_ids, **_):
@@ -17,20 +19,25 @@ def noisy_reward(prompts, completions, completion_ids, **_):
 
 def scores(folder, *, resume=None):
     seen = []
-    trainer = make_trainer(
-        folder, tiny(layers=1), reward_model=noisy_reward, train_dataset=prompts([[3], [4, 5], [6, 7, 3]]),
-        total_episodes=24, response_length=4, learning_rate=1e-3, num_ppo_epochs=1, save_strategy="steps",
-        save_steps=1, on_iteration=seen.append,
+
+    def look(iteration):
+        seen.append(iteration)
+        checkpoint.save(ppo, folder / f"checkpoint-{iteration.number + 1}")
+
+    ppo = make_ppo(tiny(layers=1), reward=noisy_reward, dataset=prompts([[3], [4, 5], [6, 7, 3]]),
+        total_episodes=24, max_response_tokens=4, learning_rate=1e-3, epochs=1, on_iteration=look,
     )  # fmt: skip
     for generator in (torch.rand, np.random.random, lambda _: random.random()):
         generator(5)  # what else a program may draw before it trains
-    trainer.train(resume_from_checkpoint=resume)
+    if resume is not None:
+        checkpoint.load(ppo, resume)
+    ppo.train()
     return {iteration.number: [episode.score for episode in iteration.episodes] for iteration in seen}
 
 
 def test_oracle_27_random_numbers_go_on_where_they_stopped(tmp_path):
     whole = scores(tmp_path / "whole")
     for saved in (1, 2):
-        resumed = scores(tmp_path / f"resumed{saved}", resume=str(tmp_path / "whole" / f"checkpoint-{saved}"))
+        resumed = scores(tmp_path / f"resumed{saved}", resume=tmp_path / "whole" / f"checkpoint-{saved}")
         assert resumed == {number: whole[number] for number in range(saved, 3)}
     assert len({tuple(s) for s in whole.values()}) == 3

@@ -19,25 +19,23 @@ from ppo_enumerable import (
     random_world,
     response_logprobs,
 )
-from ppo_helpers import EOS, make_trainer, ppo_config
+from ppo_helpers import EOS, advantaged, make_ppo
 
-from rlhf.ppo.batch import microbatches
-from rlhf.ppo.update import UpdateParameters, microbatch_loss
+from rlhf.packing.microbatch import microbatches
+from rlhf.ppo.update import microbatch_loss
 
 
 def scored(folder, world, policy, values, *, temperature=0.7, episodes=None, **options):
     """Trainer and batch with every response of the world as one episode, scored by the engine."""
-    trainer = make_trainer(
-        folder,
-        PrefixPolicy(STATES, V).load(policy, temperature),
-        ref_model=PrefixPolicy(STATES, V).load(world.reference, temperature),
-        value_model=PrefixCritic(STATES + ENDS).load({state: float(value) for state, value in values.items()}),
+    trainer = make_ppo(PrefixPolicy(STATES, V).load(policy, temperature),
+        reference=PrefixPolicy(STATES, V).load(world.reference, temperature),
+        critic_model=PrefixCritic(STATES + ENDS).load({state: float(value) for state, value in values.items()}),
         episodes=episodes or world.episodes(),
         temperature=temperature,
-        kl_coef=world.coefficient,
-        **{"gamma": world.gamma, "lam": 0.95, "whiten_advantages": False, **options},
+        kl_coefficient=world.coefficient,
+        **{"gamma": world.gamma, "gae_lambda": 0.95, "whiten_advantages": False, **options},
     )
-    return trainer, trainer.score(trainer.rollout(0))
+    return trainer, advantaged(trainer)
 
 
 def test_there_are_forty_responses():
@@ -50,7 +48,7 @@ def test_there_are_forty_responses():
 def test_oracle_03_soft_bellman_zero(tmp_path, gamma, gae_lambda, temperature):
     world = random_world(gamma=gamma)
     policy, values = world.soft_optimum()
-    _, batch = scored(tmp_path, world, policy, values, lam=gae_lambda, temperature=temperature)
+    _, batch = scored(tmp_path, world, policy, values, gae_lambda=gae_lambda, temperature=temperature)
     assert batch.mask.sum() == sum(map(len, RESPONSES))
     assert batch.advantages.abs().max() < 1e-14
     torch.testing.assert_close(batch.returns, batch.values.where(batch.mask, torch.tensor(0.0)), atol=1e-14, rtol=0)
@@ -63,10 +61,10 @@ def test_oracle_03_zero_with_a_score_that_comes_once_and_a_penalty_for_no_stop(t
         if response[-1] != EOS:
             world.rewards[PROMPT + response] = -1.5  # what the engine puts in place of the score
     policy, values = world.soft_optimum()
-    options = {"episodes": episodes, "missing_stop_value": -1.5}
-    _, batch = scored(tmp_path, world, policy, values, missing_stop_action="replace", **options)
+    options = {"missing_stop_action": "replace", "missing_stop_value": -1.5}
+    _, batch = scored(tmp_path, world, policy, values, episodes=episodes, **options)
     assert batch.advantages.abs().max() < 1e-14
-    _, unpunished = scored(tmp_path, world, policy, values, **options)
+    _, unpunished = scored(tmp_path, world, policy, values, episodes=episodes)
     assert unpunished.advantages.abs().max() > 0.1
 
 
@@ -118,15 +116,11 @@ def objective(logits, world, temperature):
 def surrogate_gradient(trainer, batch, weights, **changes):
     """Gradient of the engine's summed loss on the policy's table; each episode counts with its probability."""
     batch = dataclasses.replace(batch, advantages=batch.advantages * weights[:, None])
-    fields = {
-        "epochs": 1, "minibatches": 1, "microbatch_tokens": 64, "temperature": trainer.args.temperature,
-        "clip_range": 0.2, "value_clip_range": 0.2, "value_coefficient": 0.1, "entropy_coefficient": 0.0,
-        "max_gradient_norm": None, "uses_critic": False, "seed": 0,
-    }  # fmt: skip
-    parameters = UpdateParameters(**{**fields, **changes})
+    settings = trainer.settings.model_copy(update={"advantage": "reinforce", **changes})  # without a value loss
     trainer.model.zero_grad()
     for part in microbatches(batch, range(len(batch)), 24):
-        loss, _ = microbatch_loss(trainer.model(part, parameters.temperature), batch, part, parameters)
+        outputs = trainer.model(part, settings.rollout.temperature)
+        loss, _ = microbatch_loss(outputs, batch, part, settings)
         loss.backward()
     return trainer.actor_critic.policy.lm_head.weight.grad[:, : len(STATES)].clone()
 
@@ -141,7 +135,7 @@ def off_optimum(seed):
 
 def exact_gradient(trainer, world):
     logits = trainer.actor_critic.policy.lm_head.weight.detach()[:, : len(STATES)].clone().requires_grad_()
-    objective(logits, world, trainer.args.temperature).backward()
+    objective(logits, world, trainer.settings.rollout.temperature).backward()
     return -logits.grad
 
 
@@ -156,7 +150,7 @@ def test_oracle_04_the_surrogates_gradient_is_that_of_the_objective(tmp_path, ba
     policy, values = off_optimum(2)
     if baseline == "zero":
         values = dict.fromkeys(STATES, 0.0)
-    trainer, batch = scored(tmp_path, world, policy, values, lam=1.0, temperature=temperature)
+    trainer, batch = scored(tmp_path, world, policy, values, gae_lambda=1.0, temperature=temperature)
     weights = response_logprobs(policy).exp()
     assert float(weights.sum()) == pytest.approx(1, abs=1e-12)
     assert relative_error(surrogate_gradient(trainer, batch, weights), exact_gradient(trainer, world)) < 1e-12
@@ -166,10 +160,10 @@ def test_oracle_04_other_estimates_have_another_gradient(tmp_path):
     world = random_world(1)
     policy, values = off_optimum(2)
     weights = response_logprobs(policy).exp()
-    trainer, batch = scored(tmp_path, world, policy, values, lam=0.95)
+    trainer, batch = scored(tmp_path, world, policy, values, gae_lambda=0.95)
     expected = exact_gradient(trainer, world)
     assert relative_error(surrogate_gradient(trainer, batch, weights), expected) > 1e-2  # biased by wrong values
-    trainer, batch = scored(tmp_path, world, policy, values, lam=1.0)
+    trainer, batch = scored(tmp_path, world, policy, values, gae_lambda=1.0)
     lengths = batch.mask.sum(1)
     assert relative_error(surrogate_gradient(trainer, batch, weights / lengths), expected) > 0.1  # sequence mean
     k1 = batch.logprobs - batch.ref_logprobs
@@ -178,7 +172,3 @@ def test_oracle_04_other_estimates_have_another_gradient(tmp_path):
     other = dataclasses.replace(batch, advantages=torch.where(batch.mask, batch.advantages + change, 0.0))
     assert relative_error(surrogate_gradient(trainer, other, weights), expected) > 0.1
 
-
-def test_oracle_04_k3_in_the_reward_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="kl_estimator is 'k3'; only k1 is allowed"):
-        ppo_config(tmp_path, kl_estimator="k3")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from ppo_helpers import filled as filled_with
 from ppo_helpers import random_episodes
 
 from rlhf.ppo.batch import collate
@@ -20,7 +21,7 @@ def filled(episodes, seed=0):
     numbers = {name: torch.randn(batch.mask.shape, generator=generator, dtype=torch.float64) for name in PER_TOKEN}
     numbers["logprobs"] = -numbers["logprobs"].abs()
     numbers = {name: torch.where(batch.mask, number, 0.0) for name, number in numbers.items()}
-    return dataclasses.replace(batch, **numbers)
+    return filled_with(batch, **numbers)
 
 
 def test_kl_entropy_and_reward_are_sums_over_an_episodes_tokens():

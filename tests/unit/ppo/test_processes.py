@@ -11,19 +11,22 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from ppo_helpers import exact, make_trainer, prompts, random_episodes, tiny, weights
+from ppo_helpers import exact, make_ppo, ppo_section, prompts, random_episodes, runtime, tiny, weights
 
+from rlhf.packing.microbatch import partition
 from rlhf.policies.actor_critic import ActorCritic, SharedCritic
 from rlhf.ppo import trainer as trainer_module
-from rlhf.ppo.batch import collate, partition
-from rlhf.ppo.scoring import estimate_advantages, evaluate_models
-from rlhf.ppo.update import UpdateParameters, minibatch_rows, update
+from rlhf.ppo.batch import collate
+from rlhf.ppo.scoring import estimate_advantages, score
+from rlhf.ppo.update import minibatch_rows, update
 
 EPISODES = random_episodes(7, seed=3)
 BUDGET = 12
-PARAMETERS = UpdateParameters(
-    epochs=2, minibatches=2, microbatch_tokens=BUDGET, temperature=0.7, clip_range=0.2, value_clip_range=0.2,
-    value_coefficient=0.5, entropy_coefficient=0.1, max_gradient_norm=0.5, uses_critic=True, seed=4,
+SEED = 4
+SETTINGS = ppo_section(
+    epochs=2, minibatches=2, microbatch_tokens=BUDGET, temperature=0.7, value_coefficient=0.5,
+    entropy_coefficient=0.1, max_gradient_norm=0.5, gamma=0.9, gae_lambda=0.8, whiten_rewards=True,
+    bootstrap_truncated=True,
 )  # fmt: skip
 
 
@@ -92,23 +95,19 @@ def together(world, work):
 def actor_critic(seed=0):
     critic = SharedCritic(16).double()
     torch.nn.init.normal_(critic.score.weight, generator=torch.Generator().manual_seed(seed))
-    return ActorCritic(exact(tiny(seed=seed)), critic)
+    return ActorCritic(exact(tiny(seed=seed)), critic, runtime())
 
 
 # Made once: threads that draw initial weights would share a generator.
-OWN, REFERENCE = actor_critic(), ActorCritic(exact(tiny(seed=1)), None)
+OWN, REFERENCE = actor_critic(), ActorCritic(exact(tiny(seed=1)), None, runtime())
 
 
 def scored(process):
     """The rollout as one process sees it, scored and with advantages."""
     batch = collate(EPISODES, torch.float64, torch.device("cpu"))
     batch.truncated[::2] = True
-    evaluate_models(batch, lambda part: OWN(part, 0.7), lambda part: REFERENCE(part, 0.7), process, BUDGET)
-    estimate_advantages(
-        batch, estimator="gae", kl_coefficient=0.2, gamma=0.9, gae_lambda=0.8, whiten_rewards=True,
-        whiten_advantages=True, bootstrap_truncated=True,
-    )  # fmt: skip
-    return batch
+    scored = score(batch, lambda part: OWN(part, 0.7), lambda part: REFERENCE(part, 0.7), SETTINGS, 0.2, process)
+    return estimate_advantages(scored, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def test_oracle_13_every_process_has_the_whole_batch(batch):
 
 def test_oracle_13_two_processes_take_the_steps_of_one(batch):
     lengths = batch.lengths.tolist()
-    rows = list(minibatch_rows(7, 2, 2, PARAMETERS.seed))
+    rows = list(minibatch_rows(7, 2, 2, SEED))
     shares = [[partition(lengths, part, BUDGET, rank, 2) for rank in (0, 1)] for part in rows]
     assert any([] in share for pair in shares for share in pair)  # some process needs a filler
     tokens = [[int(batch.mask[[row for part in share for row in part]].sum()) for share in pair] for pair in shares]
@@ -135,7 +134,7 @@ def test_oracle_13_two_processes_take_the_steps_of_one(batch):
     def learn(process):
         process.model = copy.deepcopy(OWN)
         optimizer = torch.optim.SGD(process.model.parameters(), lr=0.1)
-        statistics = update(process.model, optimizer, noisy, PARAMETERS, process)
+        statistics = update(process.model, optimizer, noisy, SETTINGS, process, seed=SEED)
         return weights(process.model), statistics.means()
 
     ((alone, means),) = together(1, learn)
@@ -155,9 +154,9 @@ def test_oracle_13_processes_share_the_episodes_and_all_see_all(tmp_path, monkey
 
     def play(process):
         with making:
-            played = make_trainer(
-                tmp_path / str(process.process_index), tiny(), reward_model=count, per_device_train_batch_size=6,
-                train_dataset=prompts([[3], [4, 5, 6], [5, 5]]), samples_per_prompt=2, response_length=5,
+            played = make_ppo(
+                tiny(), reward=count, episodes_per_iteration=6,
+                dataset=prompts([[3], [4, 5, 6], [5, 5]]), samples_per_prompt=2, max_response_tokens=5,
             )  # fmt: skip
         calls = []
         played.accelerator, here.process = process, process

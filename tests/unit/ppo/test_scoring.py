@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from ppo_enumerable import PrefixCritic, PrefixPolicy
-from ppo_helpers import EOS, PAD, episode, letters_tokenizer, make_trainer, prompts, random_episodes, tiny, with_lora
+from ppo_helpers import EOS, PAD, advantaged, episode, letters_tokenizer, make_ppo, prompts, random_episodes, tiny, with_lora
 
 from rlhf.episodes.episode import Episode
-from rlhf.ppo.batch import microbatches
+from rlhf.packing.microbatch import microbatches
 from rlhf.ppo.metrics import rollout_metrics
 
 A, B = 3, 4
@@ -33,20 +33,20 @@ def scripted(folder, pad="<p>", **options):
         seen.update(zip(prompts, completions, strict=True))
         return [10.0 + len(ids) for ids in completion_ids]
 
-    trainer = make_trainer(
-        folder, PrefixPolicy(states, 8).load(rows), ref_model=PrefixPolicy(states, 8).load(rows),
-        value_model=PrefixCritic(states).load(dict.fromkeys(states, 0.0)), tokenizer=letters_tokenizer(pad=pad),
-        reward_model=reward, train_dataset=prompts(list(SCRIPT)), per_device_train_batch_size=5, response_length=3,
-        kl_coef=0.5, whiten_advantages=False, **options,
+    trainer = make_ppo(PrefixPolicy(states, 8).load(rows), reference=PrefixPolicy(states, 8).load(rows),
+        critic_model=PrefixCritic(states).load(dict.fromkeys(states, 0.0)), tokenizer=letters_tokenizer(pad=pad),
+        reward=reward, dataset=prompts(list(SCRIPT)), episodes_per_iteration=5, max_response_tokens=3,
+        kl_coefficient=0.5, whiten_advantages=False, **options,
     )  # fmt: skip
     episodes = sorted(trainer.rollout(0), key=lambda e: e.index)
-    return trainer, episodes, trainer.score(episodes), [seen[letter] for letter in "abcde"]
+    return trainer, episodes, advantaged(trainer, episodes), [seen[letter] for letter in "abcde"]
 
 
 @pytest.mark.parametrize("pad", ["<p>", "<e>"])
-@pytest.mark.parametrize(("action", "unfinished"), [("none", 13.0), ("replace", -1.0), ("subtract", 14.0)])
+@pytest.mark.parametrize(("action", "unfinished"), [("none", 13.0), ("replace", -1.0), ("subtract", 12.0)])
 def test_oracle_16_the_reward_table(tmp_path, pad, action, unfinished):
-    options = {"missing_stop_action": action, "missing_stop_value": -1.0}
+    value = {"none": 0.0, "replace": -1.0, "subtract": 1.0}[action]
+    options = {"missing_stop_action": action, "missing_stop_value": value}
     _, episodes, batch, texts = scripted(tmp_path, pad, **options)
     expected = [[0, 12, 0], [0, 0, 13], [0, 0, unfinished], [11, 0, 0], [0, 12, 0]]
     torch.testing.assert_close(batch.rewards, torch.tensor(expected).double(), atol=1e-12, rtol=0)
@@ -63,7 +63,7 @@ def test_oracle_16_the_reward_table(tmp_path, pad, action, unfinished):
 
 def test_oracle_16_a_stop_token_of_ones_own(tmp_path):
     """With b as the stop token, EOS is a token like any other and the penalty asks for b."""
-    options = {"stop_token_id": B, "missing_eos_penalty": 20.0}
+    options = {"stop_token_ids": (B,), "missing_stop_action": "subtract", "missing_stop_value": 20.0}
     _, episodes, batch, texts = scripted(tmp_path, **options)
     expected = [[0, 0, 13], [0, 12, 0], [0, 0, -7], [0, 0, -7], [0, 0, -7]]
     torch.testing.assert_close(batch.rewards, torch.tensor(expected).double(), atol=1e-12, rtol=0)
@@ -73,16 +73,15 @@ def test_oracle_16_a_stop_token_of_ones_own(tmp_path):
 
 def test_oracle_16_each_token_pays_its_own_kl_and_the_last_one_gets_the_score(tmp_path):
     episodes = random_episodes(5, seed=2)
-    trainer = make_trainer(
-        tmp_path, tiny().double(), ref_model=tiny(seed=1).double(), episodes=episodes, kl_coef=0.3, temperature=0.7
+    trainer = make_ppo(tiny().double(), reference=tiny(seed=1).double(), episodes=episodes, kl_coefficient=0.3, temperature=0.7
     )
-    batch = trainer.score(trainer.rollout(0))
+    batch = advantaged(trainer)
     for row, played in enumerate(episodes):
         ids = torch.tensor(played.token_ids)
         with torch.no_grad():
             own, frozen = (
                 (model(ids[None]).logits[0] / 0.7).log_softmax(-1)
-                for model in (trainer.policy_model, tiny(seed=1).double())
+                for model in (trainer.actor_critic.policy, tiny(seed=1).double())
             )
         t = 0
         for position, is_own in enumerate(played.response_mask):
@@ -104,10 +103,10 @@ def test_oracle_17_the_advantage_at_eos_does_not_depend_on_longer_neighbours(tmp
     long = episode([3], [4, 5, 6, 7, 3, 4, 5], -2.0, stop_reason="length", index=1)
     found = []
     for episodes in ([short], [short, long]):
-        trainer = make_trainer(tmp_path, tiny().double(), ref_model=tiny(seed=1).double(), episodes=episodes,
+        trainer = make_ppo(tiny().double(), reference=tiny(seed=1).double(), episodes=episodes,
                                whiten_advantages=False)  # fmt: skip
-        torch.nn.init.ones_(trainer.value_model.score.weight)
-        batch = trainer.score(trainer.rollout(0))
+        torch.nn.init.ones_(trainer.actor_critic.value_model.score.weight)
+        batch = advantaged(trainer)
         found.append(batch.advantages[0, :2])
         assert (batch.advantages[0, 2:] == 0).all()
     torch.testing.assert_close(*found, atol=1e-12, rtol=0)
@@ -128,14 +127,13 @@ def conversation(rewards=REWARDS):
 def score_conversation(folder, values, played):
     states = [tuple(CONVERSATION[:end]) for end in range(1, 10)]
     policy = PrefixPolicy(states, 8)
-    trainer = make_trainer(
-        folder, policy, ref_model=PrefixPolicy(states, 8), episodes=[played], kl_coef=0.2, gamma=0.9, lam=0.8,
-        value_model=PrefixCritic(states).load(dict(zip(states, values, strict=True))), whiten_advantages=False,
+    trainer = make_ppo(policy, reference=PrefixPolicy(states, 8), episodes=[played], kl_coefficient=0.2, gamma=0.9, gae_lambda=0.8,
+        critic_model=PrefixCritic(states).load(dict(zip(states, values, strict=True))), whiten_advantages=False,
     )  # fmt: skip
     rows = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64).log_softmax(-1)
-    for model, table in zip((policy, trainer.ref_model), rows, strict=True):
+    for model, table in zip((policy, trainer.reference.policy), rows, strict=True):
         model.load(dict(zip(states, table, strict=True)))
-    return trainer.score([played]), rows
+    return advantaged(trainer, [played]), rows
 
 
 def test_oracle_19_what_the_environment_says_is_skipped(tmp_path):
@@ -180,12 +178,11 @@ def test_oracle_19_what_the_environment_says_is_skipped(tmp_path):
 def test_whitening_is_over_the_rollouts_tokens_rewards_before_and_advantages_after(tmp_path, rewards, advantages):
     """Rewards keep their mean and get variance 1, then come the advantages, which lose it; whatever is switched off."""
     episodes = random_episodes(6)
-    trainer = make_trainer(
-        tmp_path, tiny().double(), ref_model=tiny(seed=1).double(), episodes=episodes, kl_coef=0.3, gamma=0.9, lam=0.8,
+    trainer = make_ppo(tiny().double(), reference=tiny(seed=1).double(), episodes=episodes, kl_coefficient=0.3, gamma=0.9, gae_lambda=0.8,
         whiten_rewards=rewards, whiten_advantages=advantages,
     )  # fmt: skip
-    torch.nn.init.ones_(trainer.value_model.score.weight)
-    batch = trainer.score(trainer.rollout(0))
+    torch.nn.init.ones_(trainer.actor_critic.value_model.score.weight)
+    batch = advantaged(trainer)
     raw = (batch.env_rewards - 0.3 * (batch.logprobs - batch.ref_logprobs))[batch.mask]
     if rewards:
         raw = (raw - raw.mean()) / raw.std(correction=0) + raw.mean()
@@ -207,23 +204,23 @@ def test_whitening_is_over_the_rollouts_tokens_rewards_before_and_advantages_aft
 @pytest.mark.parametrize("advantage", ["gae", "reinforce"])
 def test_episodes_that_nobody_scored_stay_out(tmp_path, advantage):
     episodes = random_episodes(6)
-    trainer = make_trainer(tmp_path, tiny(), episodes=episodes, advantage=advantage, num_mini_batches=1)
+    trainer = make_ppo(tiny(), episodes=episodes, advantage=advantage, minibatches=1)
     episodes[1].score = episodes[4].score = math.nan
-    batch = trainer.score(episodes)
+    batch = advantaged(trainer, episodes)
     assert batch.groups.tolist() == [0, 2, 3, 5]
     assert rollout_metrics(episodes, batch, 0.1)["unscored_episodes"] == 2
     for played in episodes:
         played.score = math.nan
-    assert trainer.score(episodes) is None
+    assert advantaged(trainer, episodes) is None
 
 
 def test_group_estimators_need_whole_groups(tmp_path):
     episodes = random_episodes(6)
     for number, played in enumerate(episodes):
         played.index = number // 2
-    trainer = make_trainer(tmp_path, tiny(), episodes=episodes, advantage="rloo", samples_per_prompt=2)
+    trainer = make_ppo(tiny(), episodes=episodes, advantage="rloo", samples_per_prompt=2)
     episodes[3].score = math.nan
-    assert trainer.score(episodes).groups.tolist() == [0, 0, 2, 2]
+    assert advantaged(trainer, episodes).groups.tolist() == [0, 0, 2, 2]
 
 
 def test_the_reference_of_adapters_is_the_policy_without_them(tmp_path):
@@ -232,10 +229,10 @@ def test_the_reference_of_adapters_is_the_policy_without_them(tmp_path):
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    trainer = make_trainer(tmp_path, policy, episodes=episodes)
-    batch = trainer.score(trainer.rollout(0))
-    assert trainer.ref_model is None
-    plain = make_trainer(tmp_path, tiny(), episodes=episodes)
+    trainer = make_ppo(policy, episodes=episodes)
+    batch = advantaged(trainer)
+    assert trainer.reference is None
+    plain = make_ppo(tiny(), episodes=episodes)
     expected = plain.score(plain.rollout(0))
     torch.testing.assert_close(batch.ref_logprobs, expected.logprobs, atol=1e-5, rtol=0)
     assert batch.kl.abs().max() > 0.1

@@ -6,9 +6,9 @@ import pytest
 import torch
 from ppo_helpers import episode
 
+from rlhf.config.ppo import MissingStopConfig
 from rlhf.ppo.batch import collate
-from rlhf.ppo.scoring import penalise_unfinished
-from rlhf.ppo.token_rewards import penalise_missing_stop, token_rewards
+from rlhf.ppo.token_rewards import penalise_unfinished, token_rewards
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 LOGPROBS = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, 0.0, 0.0]], dtype=torch.float64)
@@ -53,8 +53,10 @@ def test_oracle_11_what_lies_under_the_mask_earns_and_costs_nothing(garbage):
     [("none", [1.0, 2.0, 3.0]), ("replace", [1.0, 0.5, 3.0]), ("subtract", [1.0, 1.5, 3.0])],
 )
 def test_only_responses_without_a_stop_are_changed(action, expected):
-    scores, stopped = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, False, True])
-    assert penalise_missing_stop(scores, stopped, action, 0.5).tolist() == expected
+    scores, stopped = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([True, False, True])
+    missing_stop = MissingStopConfig(action=action, value=0.0 if action == "none" else 0.5)
+    changed = penalise_unfinished(scores, torch.ones(3, 1, dtype=torch.bool), stopped, missing_stop)
+    assert changed[:, 0].tolist() == expected
 
 
 def test_the_penalty_is_on_the_last_token_of_a_response_shorter_than_its_neighbours():
@@ -69,5 +71,6 @@ def test_the_penalty_is_on_the_last_token_of_a_response_shorter_than_its_neighbo
         torch.float64,
         torch.device("cpu"),
     )
-    penalise_unfinished(batch, "subtract", 10.0)
-    assert batch.env_rewards.tolist() == [[0, -9, 0, 0], [0, 0, 0, -8], [0, 3, 0, 0], [0, 0, 4, 0]]
+    missing_stop = MissingStopConfig(action="subtract", value=10.0)
+    changed = penalise_unfinished(batch.env_rewards, batch.mask, batch.stopped, missing_stop)
+    assert changed.tolist() == [[0, -9, 0, 0], [0, 0, 0, -8], [0, 3, 0, 0], [0, 0, 4, 0]]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from ppo_enumerable import ENDS, PROMPT, STATES, PrefixCritic, PrefixPolicy, V, random_world, response_logprobs
-from ppo_helpers import episode, exact, make_trainer, prompts, tiny
+from ppo_helpers import advantaged, episode, exact, make_ppo, prompts, tiny
 
 ARMS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)  # the reference's probabilities of the tokens 3, 4 and 5
 REWARDS = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
@@ -26,12 +26,11 @@ def probabilities(policy):
         return policy(torch.tensor([[2]])).logits[0, -1].softmax(-1)[3:]
 
 
-def train(folder, policy, reward, prompt, *, iterations, batch=64, **options):
-    trainer = make_trainer(
-        folder, policy, reward_model=reward, train_dataset=prompts([prompt] * 4), total_episodes=iterations * batch,
+def train(policy, reward, prompt, *, iterations, batch=64, **options):
+    trainer = make_ppo(policy, reward=reward, dataset=prompts([prompt] * 4), total_episodes=iterations * batch,
         **{
-            "per_device_train_batch_size": batch, "local_rollout_forward_batch_size": batch, "num_mini_batches": 2,
-            "num_ppo_epochs": 2, "whiten_advantages": False, "vf_coef": 0.5, "cliprange_value": 1e9, **options,
+            "episodes_per_iteration": batch, "batch_size": batch, "minibatches": 2,
+            "epochs": 2, "whiten_advantages": False, "value_coefficient": 0.5, "value_clip_range": 1e9, **options,
         },
     )  # fmt: skip
     trainer.train()
@@ -43,8 +42,8 @@ def train_bandit(folder, start, coefficient, **options):
         return [float(ids[0] - 3) for ids in completion_ids]
 
     policy = bandit(start)
-    options = {"response_length": 1, "max_grad_norm": 0.0, "learning_rate": 1e-2, **options}
-    train(folder, policy, reward, [2], ref_model=bandit(ARMS), kl_coef=coefficient, **options)
+    options = {"max_response_tokens": 1, "max_gradient_norm": None, "learning_rate": 1e-2, **options}
+    train(policy, reward, [2], reference=bandit(ARMS), kl_coefficient=coefficient, **options)
     return probabilities(policy)
 
 
@@ -84,8 +83,8 @@ def test_oracle_06_the_enumerable_language_model_reaches_its_optimum(tmp_path):
 
     before = response_logprobs(policy.table())
     train(
-        tmp_path, policy, reward, PROMPT, value_model=PrefixCritic(STATES).load(dict.fromkeys(STATES, 0.0)),
-        response_length=3, kl_coef=world.coefficient, learning_rate=3e-2, iterations=160,
+        policy, reward, PROMPT, critic_model=PrefixCritic(STATES).load(dict.fromkeys(STATES, 0.0)),
+        max_response_tokens=3, kl_coefficient=world.coefficient, learning_rate=3e-2, iterations=160,
     )  # fmt: skip
     reached, best = response_logprobs(policy.table()), response_logprobs(optimum)
     scores = torch.tensor([world.rewards[end] for end in ENDS], dtype=torch.float64)
@@ -126,14 +125,13 @@ def test_oracle_18_a_truncated_task_is_worth_what_it_would_go_on_to_earn(tmp_pat
     """Reward 1 for ever, cut off after 4 tokens: V = 1 / (1 - gamma) = 10, which the cut alone would hide."""
     critic = PrefixCritic([])  # one state, one value
     torch.nn.init.zeros_(critic.score.weight)
-    trainer = make_trainer(
-        tmp_path, PrefixPolicy([], V), value_model=critic, total_episodes=4 * 200,
+    trainer = make_ppo(PrefixPolicy([], V), critic_model=critic, total_episodes=4 * 200,
         episodes=[
             episode([2], [3, 3, 3, 3], rewards=[1.0] * 4, stop_reason="length", truncated=True, index=n)
             for n in range(4)
         ],
-        gamma=0.9, kl_coef=0.0, bootstrap_truncated=bootstrap, cliprange_value=1e9, vf_coef=1.0,
-        critic_learning_rate=0.3, max_grad_norm=0.0, num_ppo_epochs=1, lr_scheduler_type="constant",
+        gamma=0.9, kl_coefficient=0.0, bootstrap_truncated=bootstrap, value_clip_range=1e9, value_coefficient=1.0,
+        critic_learning_rate=0.3, max_gradient_norm=None, epochs=1, scheduler="constant",
     )  # fmt: skip
     trainer.train()
     value = critic.score.weight[0, 0].item()
@@ -146,14 +144,13 @@ def test_oracle_18_a_truncated_task_is_worth_what_it_would_go_on_to_earn(tmp_pat
 
 def test_a_terminated_task_is_not_bootstrapped(tmp_path):
     critic = PrefixCritic([])
-    trainer = make_trainer(
-        tmp_path, PrefixPolicy([], V), value_model=critic, bootstrap_truncated=True, kl_coef=0.0, gamma=1.0, lam=1.0,
+    trainer = make_ppo(PrefixPolicy([], V), critic_model=critic, bootstrap_truncated=True, kl_coefficient=0.0, gamma=1.0, gae_lambda=1.0,
         episodes=[
             episode([2], [3, 3], rewards=[0.0, 1.0], truncated=cut, stop_reason="length", index=cut)
             for cut in (False, True)
         ],
-        num_mini_batches=1,
+        minibatches=1,
     )  # fmt: skip
     torch.nn.init.constant_(critic.score.weight, 5.0)
-    batch = trainer.score(trainer.rollout(0))
+    batch = advantaged(trainer)
     assert batch.returns.tolist() == [[1.0, 1.0], [6.0, 6.0]]

@@ -6,12 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from ppo_helpers import episode, exact, make_trainer, random_episodes, record_steps, tiny, weights
+from ppo_helpers import advantaged, episode, exact, make_ppo, random_episodes, record_steps, sgd, tiny, weights
 from transformers import LlamaForSequenceClassification
 
-from rlhf.cpu import fast_trunk
-from rlhf.packing import packed
-from rlhf.ppo.batch import microbatches
+from rlhf.packing.microbatch import microbatches
 from rlhf.ppo.update import minibatch_rows
 
 EPISODES = random_episodes(8)
@@ -26,12 +24,11 @@ def separate_critic():
 def trainer_and_batch(folder, *, separate=False, episodes=EPISODES, **options):
     """A trainer whose reference differs from its policy, with learning rate 0, and its batch."""
     if separate:
-        options["value_model"] = separate_critic()
-    defaults = {"num_ppo_epochs": 1, "learning_rate": 0.0, "max_grad_norm": 0.0, "vf_coef": 0.5}
-    trainer = make_trainer(
-        folder, exact(tiny()), ref_model=exact(tiny(seed=1)), episodes=episodes, **{**defaults, **options}
+        options["critic_model"] = separate_critic()
+    defaults = {"epochs": 1, "learning_rate": 0.0, "max_gradient_norm": None, "value_coefficient": 0.5}
+    trainer = make_ppo(exact(tiny()), reference=exact(tiny(seed=1)), episodes=episodes, **{**defaults, **options}
     )
-    return trainer, trainer.score(trainer.rollout(0))
+    return trainer, advantaged(trainer)
 
 
 def perturbed(batch, seed=5):
@@ -51,12 +48,12 @@ def largest_difference(first, second):
 
 def literal_minibatch_gradient(trainer, batch, rows):
     """Row by row with the plain model, token by token, without the engine's layout: sum over tokens / tokens."""
-    args, model = trainer.args, trainer.actor_critic
+    settings, model = trainer.settings, trainer.actor_critic
     total, tokens = 0.0, 0
     for row in rows:
         ids = batch.input_ids[row, : int(batch.lengths[row])]
         hidden = model.policy.model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
-        logprobs = (model.policy.lm_head(hidden) / args.temperature).log_softmax(-1)
+        logprobs = (model.policy.lm_head(hidden) / settings.rollout.temperature).log_softmax(-1)
         values = model.value_model.score(hidden)[:, 0]
         entropies = -(logprobs.exp() * logprobs).sum(-1)
         for t in range(int(batch.mask[row].sum())):
@@ -66,7 +63,8 @@ def literal_minibatch_gradient(trainer, batch, rows):
             surrogate = min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
             value, near = values[at - 1], old + (values[at - 1] - old).clamp(-0.2, 0.2)
             value_loss = 0.5 * max((value - target) ** 2, (near - target) ** 2)
-            total = total - surrogate + args.vf_coef * value_loss - args.entropy_coefficient * entropies[at - 1]
+            total = total - surrogate + settings.value_coefficient * value_loss
+            total = total - settings.entropy_coefficient * entropies[at - 1]
             tokens += 1
     model.zero_grad()
     (total / tokens).backward()
@@ -76,13 +74,13 @@ def literal_minibatch_gradient(trainer, batch, rows):
 
 
 def test_the_gradient_is_the_literal_mean_over_the_minibatchs_tokens(tmp_path):
-    trainer, batch = trainer_and_batch(tmp_path, num_mini_batches=2, entropy_coefficient=0.3, temperature=0.7)
-    torch.nn.init.normal_(trainer.value_model.score.weight)
+    trainer, batch = trainer_and_batch(tmp_path, minibatches=2, entropy_coefficient=0.3, temperature=0.7)
+    torch.nn.init.normal_(trainer.actor_critic.value_model.score.weight)
     batch, recorded = perturbed(batch), record_steps(trainer)
     statistics = trainer.update(batch, iteration=0)
     assert 0 < statistics.means()["clip_fraction"] < 1
     assert 0 < statistics.means()["value_clip_fraction"] < 1
-    seed = int(np.random.SeedSequence((trainer.args.seed, 0)).generate_state(1)[0])
+    seed = int(np.random.SeedSequence((trainer.seed, 0)).generate_state(1)[0])
     for got, rows in zip(recorded, minibatch_rows(8, 1, 2, seed), strict=True):
         assert largest_difference(got, literal_minibatch_gradient(trainer, batch, rows)) < 1e-12
 
@@ -98,7 +96,7 @@ def test_oracle_12_microbatches_do_not_change_the_gradient(tmp_path, separate):
     assert counts[-1] == 8
     assert counts == sorted(set(counts))
     for budget in budgets.values():
-        trainer.args.microbatch_tokens = budget
+        trainer.settings = trainer.settings.model_copy(update={'microbatch_tokens': budget})
         trainer.update(batch, iteration=0)
     assert len(recorded) == 4
     assert max(float(grad.abs().max()) for grad in recorded[0].values()) > 1e-2
@@ -106,34 +104,19 @@ def test_oracle_12_microbatches_do_not_change_the_gradient(tmp_path, separate):
         assert largest_difference(recorded[0], other) < 1e-12
 
 
-def test_rows_that_nobody_reads_change_no_gradient(tmp_path, monkeypatch):
-    trainer, batch = trainer_and_batch(tmp_path, separate=True)
-    batch, recorded = perturbed(batch), record_steps(trainer)
-    trainer.update(batch, iteration=0)
-    monkeypatch.setattr(packed, "EVEN_FROM", 0)
-    monkeypatch.setattr(fast_trunk, "EVENED", {torch.float64})
-    (microbatch,) = microbatches(batch, range(8), budget=10**6)
-    evened = microbatch.tokens.evened
-    assert len(evened.input_ids) % packed.EVEN == 0
-    assert len(evened.lengths) > len(batch)
-    trainer.update(batch, iteration=0)
-    assert largest_difference(*recorded) < 1e-12
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_what_episodes_have_in_common_is_computed_once_and_changes_no_gradient(tmp_path, family):
     """Four samples each of two prompts: microbatches of one episode have nothing in common, and give the same."""
     prompts = [[5, 6, 7, 2, 4, 1], [5, 6, 7, 2, 3]]
     episodes = [episode(prompts[n // 4], [4 + n % 3, n, 3], float(n), index=n // 4) for n in range(8)]
-    trainer = make_trainer(
-        tmp_path, exact(tiny(family)), ref_model=exact(tiny(family, seed=1)), episodes=episodes,
-        num_ppo_epochs=1, learning_rate=0.0, max_grad_norm=0.0, vf_coef=0.5,
+    trainer = make_ppo(exact(tiny(family)), reference=exact(tiny(family, seed=1)), episodes=episodes,
+        epochs=1, learning_rate=0.0, max_gradient_norm=None, value_coefficient=0.5,
     )  # fmt: skip
-    batch, recorded = perturbed(trainer.score(trainer.rollout(0))), record_steps(trainer)
+    batch, recorded = perturbed(advantaged(trainer)), record_steps(trainer)
     (whole,) = microbatches(batch, range(8), budget=10**6)
     assert len(whole.tokens.input_ids) == 6 + 1 + 6 + 16  # prompts; three first tokens each; the rest of the responses
     for budget in (10**6, 1):
-        trainer.args.microbatch_tokens = budget
+        trainer.settings = trainer.settings.model_copy(update={'microbatch_tokens': budget})
         trainer.update(batch, iteration=0)
     assert max(float(grad.abs().max()) for grad in recorded[0].values()) > 1e-2
     assert largest_difference(*recorded) < 1e-12
@@ -155,19 +138,17 @@ def test_oracle_11_what_lies_under_the_mask_changes_no_bit(tmp_path, garbage):
 
 
 @pytest.mark.parametrize("minibatches", [1, 2, 4])
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_oracle_14_steps_are_iterations_times_epochs_times_minibatches(tmp_path, minibatches, accumulation):
-    sizes = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
-    trainer = make_trainer(
-        tmp_path, tiny(layers=1), episodes=EPISODES, num_ppo_epochs=2, num_mini_batches=minibatches,
-        total_episodes=24, **sizes,
+@pytest.mark.parametrize("microbatch_tokens", [1, 4096])
+def test_oracle_14_steps_are_iterations_times_epochs_times_minibatches(tmp_path, minibatches, microbatch_tokens):
+    trainer = make_ppo(tiny(layers=1), episodes=EPISODES, epochs=2, minibatches=minibatches,
+        total_episodes=24, microbatch_tokens=microbatch_tokens,
     )  # fmt: skip
     recorded, rates = record_steps(trainer), []
-    trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: rates.append(trainer.lr_scheduler.get_last_lr()[0]))
+    trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: rates.append(trainer.schedule.get_last_lr()[0]))
     trainer.train()
     assert len(recorded) == 3 * 2 * minibatches
-    assert trainer.state.global_step == 3
-    assert trainer.state.episode == 24
+    assert trainer.progress.iteration == 3
+    assert trainer.progress.episodes == 24
     per_iteration = rates[:: 2 * minibatches]
     assert per_iteration == pytest.approx([3e-6, 2e-6, 1e-6], rel=1e-12)
 
@@ -186,7 +167,7 @@ def test_oracle_15_each_sample_once_an_epoch_in_a_new_order(size, minibatches):
 
 
 def test_oracle_15_the_permutation_differs_between_iterations(tmp_path):
-    trainer, batch = trainer_and_batch(tmp_path, num_mini_batches=8)
+    trainer, batch = trainer_and_batch(tmp_path, minibatches=8)
     recorded = record_steps(trainer)
     for iteration in (0, 1, 0):
         trainer.update(batch, iteration)
@@ -198,7 +179,7 @@ def test_oracle_15_the_permutation_differs_between_iterations(tmp_path):
 def test_oracle_26_the_gradient_norm_is_clipped(tmp_path):
     for limit, moved in ((1e-12, False), (1e9, True)):
         trainer, batch = trainer_and_batch(
-            tmp_path, optim="sgd", learning_rate=1.0, weight_decay=0.0, max_grad_norm=limit
+            tmp_path, optimizer=sgd(1.0), max_gradient_norm=limit
         )
         before, recorded = weights(trainer.actor_critic), record_steps(trainer)
         statistics = trainer.update(perturbed(batch), 0)
@@ -212,9 +193,11 @@ def test_oracle_26_the_gradient_norm_is_clipped(tmp_path):
 def test_oracle_26_activation_checkpointing_runs_blocks_twice_and_changes_nothing(tmp_path, separate):
     gradients, calls = [], []
     for switch in (False, True):
-        trainer, batch = trainer_and_batch(tmp_path, separate=separate, gradient_checkpointing=switch)
-        recorded, counter = record_steps(trainer), []
-        for model in (trainer.policy_model, trainer.value_model if separate else trainer.policy_model):
+        trainer, batch = trainer_and_batch(tmp_path, separate=separate)
+        recorded, counter, both = record_steps(trainer), [], trainer.actor_critic
+        for model in {both.policy, both.value_model if separate else both.policy}:
+            if switch:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
             model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, counter=counter: counter.append(1))
         trainer.update(batch, 0)
         gradients += recorded
@@ -225,7 +208,7 @@ def test_oracle_26_activation_checkpointing_runs_blocks_twice_and_changes_nothin
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_costs_one_step(tmp_path, value):
-    trainer, batch = trainer_and_batch(tmp_path, num_mini_batches=4, learning_rate=1e-3)
+    trainer, batch = trainer_and_batch(tmp_path, minibatches=4, learning_rate=1e-3)
     batch.advantages[2, 0] = value
     recorded = record_steps(trainer)
     statistics = trainer.update(batch, 0)

@@ -1,28 +1,25 @@
 """One microbatch's loss by hand, each option with a number of its own, and gradients that are infinite but not NaN."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
-from ppo_helpers import episode, make_trainer, random_episodes, tiny, weights
+from ppo_helpers import advantaged, episode, filled, make_ppo, ppo_section, random_episodes, tiny, weights
 
+from rlhf.packing.microbatch import microbatches
 from rlhf.policies.actor_critic import TokenOutputs
-from rlhf.ppo.batch import collate, microbatches
-from rlhf.ppo.update import UpdateParameters, microbatch_loss
+from rlhf.ppo.batch import collate
+from rlhf.ppo.update import microbatch_loss
 
 # Policy and value have different ranges, so that taking one for the other shows.
-PARAMETERS = UpdateParameters(
-    epochs=1, minibatches=1, microbatch_tokens=99, temperature=1.0, clip_range=0.1, value_clip_range=0.5,
-    value_coefficient=0.25, entropy_coefficient=0.2, max_gradient_norm=None, uses_critic=True, seed=0,
-)  # fmt: skip
+PARAMETERS = ppo_section(clip_range=0.1, value_clip_range=0.5, value_coefficient=0.25, entropy_coefficient=0.2)
 
 
 def by_hand():
     """Two tokens: ratio 1.5 with A = 2, ratio 0.8 with A = 1; values 0.4 and -1, where 0 was said and 1 is right."""
     batch = collate([episode([2], [3, 4])], torch.float64, torch.device("cpu"))
     old = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
-    batch = dataclasses.replace(
+    batch = filled(
         batch,
         logprobs=old,
         advantages=torch.tensor([[2.0, 1.0]], dtype=torch.float64),
@@ -60,27 +57,26 @@ def test_the_loss_of_two_tokens_by_hand():
 def test_the_value_is_clipped_at_its_own_range(value_range, slope):
     batch, outputs = by_hand()
     (part,) = microbatches(batch, [0], 99)
-    parameters = dataclasses.replace(PARAMETERS, value_clip_range=value_range, clip_range=0.5)
+    parameters = PARAMETERS.model_copy(update={"value_clip_range": value_range, "clip_range": 0.5})
     loss, _ = microbatch_loss(outputs, batch, part, parameters)
     loss.backward()
     assert float(outputs.values.grad[0]) == pytest.approx(0.25 * slope, abs=1e-12)
 
 
-@pytest.mark.parametrize("limit", [0.0, 1.0])
+@pytest.mark.parametrize("limit", [None, 1.0])
 def test_an_infinite_gradient_costs_one_step(tmp_path, limit):
     """Infinite without being NaN, as an overflow leaves it: clipping it would give 0 times infinity."""
-    trainer = make_trainer(
-        tmp_path, tiny(), episodes=random_episodes(8), num_mini_batches=4, num_ppo_epochs=1, learning_rate=1e-3,
-        max_grad_norm=limit,
+    trainer = make_ppo(tiny(), episodes=random_episodes(8), minibatches=4, epochs=1, learning_rate=1e-3,
+        max_gradient_norm=limit,
     )  # fmt: skip
-    batch = trainer.score(trainer.rollout(0))
+    batch = advantaged(trainer)
     calls = []
 
     def overflow(gradient):
         calls.append(gradient)
         return torch.full_like(gradient, math.inf) if len(calls) == 2 else None
 
-    trainer.policy_model.model.norm.weight.register_hook(overflow)
+    trainer.actor_critic.policy.model.norm.weight.register_hook(overflow)
     before = weights(trainer.actor_critic)
     means = trainer.update(batch, 0).means()
     assert (means["skipped_steps"], means["optimizer_steps"]) == (1, 4)

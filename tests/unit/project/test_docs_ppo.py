@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from ppo_helpers import make_trainer, prompts, tiny
+from ppo_helpers import make_ppo, prompts, tiny
 from tiny_pipeline import ROOT
 
 from rlhf.ppo.advantages import ESTIMATORS, AdvantageInputs
@@ -45,15 +45,14 @@ def test_the_estimator_of_the_example_is_what_it_says(registered: str):
 def test_a_registered_estimator_trains(registered: str, tmp_path):
     with pytest.raises(ValueError, match="allowed are gae"):
         PPOConfig(output_dir=str(tmp_path), advantage="group_maen", use_cpu=True)
-    made = make_trainer(
-        tmp_path, tiny(), advantage=registered, samples_per_prompt=4, total_episodes=16, response_length=4,
-        learning_rate=1e-2, num_ppo_epochs=1, train_dataset=prompts([[3], [4, 5]]),
-        reward_model=lambda completion_ids, **_: [float(len(set(ids))) for ids in completion_ids],
+    made = make_ppo(tiny(), advantage=registered, samples_per_prompt=4, total_episodes=16, max_response_tokens=4,
+        learning_rate=1e-2, epochs=1, dataset=prompts([[3], [4, 5]]),
+        reward=lambda completion_ids, **_: [float(len(set(ids))) for ids in completion_ids],
     )  # fmt: skip
     before = made.actor_critic.policy.lm_head.weight.detach().clone()
     made.train()
-    assert made.value_model is None
-    assert made.state.global_step == 2
+    assert made.actor_critic.value_model is None
+    assert made.progress.iteration == 2
     assert not torch.equal(made.actor_critic.policy.lm_head.weight, before)
 
 
