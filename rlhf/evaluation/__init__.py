@@ -1,4 +1,5 @@
-"""Two policies side by side on held-out prompts: answers, likelihoods, text statistics, paired intervals.
+"""Evaluation: two policies, before and after, on the same prompts with the same random numbers; paired intervals.
 
-`rlhf.stages.evaluate` calls these in order; `rlhf.study` repeats them over seeds.
+What is asked (`held_out`), how likely answers are (`likelihood`), how the two compare (`compare`, `paired`,
+`bootstrap`), and the answers side by side (`responses`). It does not know which stages made the policies.
 """

@@ -1,5 +1,5 @@
-"""Models and tokenizers: finding, building, loading, adapting and saving them.
+"""Models: from a name to a module. Hub id, folder, GGUF file or random weights; tokenizers; adapters.
 
-`source.py` says where weights lie, `scratch.py` builds what has none, `load.py` is what the stages call, `adapters.py`
-is LoRA. Nothing is imported here, so that the command line does not pay for torch.
+`source` says where weights lie, `scratch` builds what has none, `load` is what the stages call, `adapters` and
+`shared_trunk` put LoRA on them. Nothing is trained here.
 """

@@ -10,23 +10,19 @@ from rlhf.ppo.batch import AdvantagedRollout, ScoredRollout
 from rlhf.ppo.masked import masked_mean
 
 
-def rollout_metrics(episodes: Sequence[Episode], batch: AdvantagedRollout, kl_coefficient: float) -> dict[str, float]:
+def rollout_metrics(episodes: Sequence[Episode], batch: AdvantagedRollout) -> dict[str, float]:
     """Describe a rollout; KL and entropy are per episode (summed over its tokens), in nats.
 
     Args:
         episodes: All episodes of the iteration, those that nobody could score included.
         batch: The scored ones.
-        kl_coefficient: The coefficient that their rewards were made with.
     """
     scores = np.array([episode.score for episode in episodes if np.isfinite(episode.score)])
-    kl = batch.kl.sum(1).mean()
     values = {
         "score": float(scores.mean()),
         "score_std": float(scores.std()),
         "reward": float(batch.rewards.sum(1).mean()),
-        "kl": float(kl),
-        "kl_coefficient": kl_coefficient,
-        "kl_penalty": float(kl_coefficient * kl),
+        "kl": float(batch.kl.sum(1).mean()),
         "entropy": float(torch.where(batch.mask, -batch.logprobs, 0.0).sum(1).mean()),
         "response_tokens": float(batch.mask.sum(1).double().mean()),
         "stopped_share": float(batch.stopped.double().mean()),

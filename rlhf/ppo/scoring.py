@@ -30,6 +30,7 @@ def score(
     policy: Evaluate,
     reference: Evaluate,
     settings: PPOSectionConfig,
+    *,
     kl_coefficient: float,
     accelerator: Accelerator,
 ) -> ScoredRollout:

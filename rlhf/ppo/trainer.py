@@ -148,8 +148,14 @@ class PPO:
         weights = next(self.actor_critic.parameters())
         rollout = collate(known, torch.promote_types(weights.dtype, torch.float32), self.accelerator.device)
         self.model.eval()
-        coefficient = self.kl_controller.coefficient
-        return score(rollout, self._ask_policy, self._ask_reference, self.settings, coefficient, self.accelerator)
+        return score(
+            rollout,
+            self._ask_policy,
+            self._ask_reference,
+            self.settings,
+            kl_coefficient=self.kl_controller.coefficient,
+            accelerator=self.accelerator,
+        )
 
     def update(self, batch: AdvantagedRollout, iteration: int) -> UpdateStatistics:
         """Improve policy and critic on a rollout."""
@@ -167,7 +173,9 @@ class PPO:
         """Move KL coefficient and learning rate on, and report; return whether whoever looks on wants to stop."""
         metrics: dict[str, float] = {"unscored_episodes": float(len(episodes))}
         if batch is not None and statistics is not None:
-            metrics = rollout_metrics(episodes, batch, self.kl_controller.coefficient) | statistics.means()
+            metrics = rollout_metrics(episodes, batch) | statistics.means()
+            metrics["kl_coefficient"] = self.kl_controller.coefficient
+            metrics["kl_penalty"] = metrics["kl_coefficient"] * metrics["kl"]
             self.kl_controller.update(metrics["kl"], len(batch))
         metrics["learning_rate"] = float(self.schedule.get_last_lr()[0])
         metrics |= {f"seconds/{name}": s for name, s in zip(("rollout", "score", "update"), seconds, strict=True)}

@@ -164,7 +164,8 @@ def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest
     disable_progress_bar()  # its bars for loading and saving would break into that of the stage
     set_seed(config.seed)
     with Tracker.open(folder.root, config.tracking, config.model_dump(mode="json"), step.stage) as tracker:
-        results = module.run(config, working, tracker, Runtime.detect(config.runtime))
+        runtime = Runtime.detect(config.runtime)
+        results = module.run(config, working, tracker, runtime)
     barrier()  # every process has written its part
     if is_main_process():
         seconds = round(time.perf_counter() - clock, 3)

@@ -33,9 +33,8 @@ def test_kl_entropy_and_reward_are_sums_over_an_episodes_tokens():
     def per_episode(values):
         return sum(float(values[row, t]) for row, length in enumerate(lengths) for t in range(length)) / 5
 
-    metrics = rollout_metrics(episodes, batch, 0.3)
+    metrics = rollout_metrics(episodes, batch)
     assert metrics["kl"] == pytest.approx(per_episode(batch.kl), abs=1e-12)
-    assert metrics["kl_penalty"] == pytest.approx(0.3 * per_episode(batch.kl), abs=1e-12)
     assert metrics["reward"] == pytest.approx(per_episode(batch.rewards), abs=1e-12)
     assert metrics["entropy"] == pytest.approx(per_episode(-batch.logprobs), abs=1e-12)
     assert metrics["entropy"] > 0
@@ -50,7 +49,7 @@ def test_a_sampled_entropy_estimates_the_entropy():
     logprobs = torch.tensor([math.log(count / 10) for count in counts for _ in range(count)], dtype=torch.float64)
     batch = dataclasses.replace(batch, logprobs=logprobs[:, None])
     entropy = -sum(count / 10 * math.log(count / 10) for count in counts)
-    assert rollout_metrics(episodes, batch, 0.0)["entropy"] == pytest.approx(entropy, abs=1e-12)
+    assert rollout_metrics(episodes, batch)["entropy"] == pytest.approx(entropy, abs=1e-12)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, 1.0), (0.0, 0.0), (0.5, 0.75), (-1.0, -3.0)])
@@ -91,7 +90,7 @@ def test_an_unscored_episode_is_not_in_the_mean_score():
     episodes = random_episodes(4)
     episodes[1].score = math.nan
     scores = [episodes[number].score for number in (0, 2, 3)]
-    metrics = rollout_metrics(episodes, filled([episodes[number] for number in (0, 2, 3)]), 0.0)
+    metrics = rollout_metrics(episodes, filled([episodes[number] for number in (0, 2, 3)]))
     mean = sum(scores) / 3
     assert metrics["score"] == pytest.approx(mean, abs=1e-12)
     assert metrics["score_std"] == pytest.approx(math.sqrt(sum((s - mean) ** 2 for s in scores) / 3), abs=1e-12)

@@ -106,7 +106,8 @@ def scored(process):
     """The rollout as one process sees it, scored and with advantages."""
     batch = collate(EPISODES, torch.float64, torch.device("cpu"))
     batch.truncated[::2] = True
-    scored = score(batch, lambda part: OWN(part, 0.7), lambda part: REFERENCE(part, 0.7), SETTINGS, 0.2, process)
+    scored = score(batch, lambda part: OWN(part, 0.7), lambda part: REFERENCE(part, 0.7), SETTINGS, kl_coefficient=0.2,
+                   accelerator=process)  # fmt: skip
     return estimate_advantages(scored, SETTINGS)
 
 

@@ -93,7 +93,7 @@ def test_oracle_16_each_token_pays_its_own_kl_and_the_last_one_gets_the_score(tm
                 t += 1
         assert (batch.rewards[row, t:] == 0).all()
     assert batch.kl.abs().max() > 0.1
-    metrics = rollout_metrics(episodes, batch, 0.3)
+    metrics = rollout_metrics(episodes, batch)
     assert metrics["kl"] == pytest.approx(float(batch.kl.sum() / 5), abs=1e-12)
     assert metrics["score"] == pytest.approx(sum(e.score for e in episodes) / 5, abs=1e-12)
 
@@ -208,7 +208,7 @@ def test_episodes_that_nobody_scored_stay_out(tmp_path, advantage):
     episodes[1].score = episodes[4].score = math.nan
     batch = advantaged(trainer, episodes)
     assert batch.groups.tolist() == [0, 2, 3, 5]
-    assert rollout_metrics(episodes, batch, 0.1)["unscored_episodes"] == 2
+    assert rollout_metrics(episodes, batch)["unscored_episodes"] == 2
     for played in episodes:
         played.score = math.nan
     assert advantaged(trainer, episodes) is None

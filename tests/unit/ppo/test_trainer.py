@@ -157,6 +157,7 @@ def test_metrics_are_those_of_the_episodes(tmp_path):
         assert metrics["ppo/response_tokens"] == pytest.approx(sum(e.response_length for e in episodes) / 8, abs=1e-6)
         assert metrics["ppo/stopped_share"] == sum(e.stop_reason == "eos" for e in episodes) / 8
         assert metrics["ppo/kl"] == pytest.approx(float((batch.logprobs - batch.ref_logprobs)[batch.mask].sum()) / 8)
+        assert metrics["ppo/kl_penalty"] == pytest.approx(metrics["ppo/kl_coefficient"] * metrics["ppo/kl"], rel=1e-12)
         assert metrics["ppo/optimizer_steps"] == 4
         assert metrics["ppo/components/count_a"] == pytest.approx(metrics["ppo/score"], abs=1e-6)
         assert metrics["ppo/sampler_logprob_gap"] < 1e-5

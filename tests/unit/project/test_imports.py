@@ -1,6 +1,7 @@
 """The shape of the source: imports point one way, each heavy library is in one place, files and functions are short."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,25 +15,43 @@ ALLOWED = {
     "reward_models": {"reward_models"},
 }
 ONLY_IN = {
-    "trl": "rlhf/trl_bridge.py",
-    "deepspeed": "rlhf/distributed.py",
+    "trl": "rlhf/stages/trl.py",
+    "deepspeed": "rlhf/launch/deepspeed.py",
     "wandb": "rlhf/tracking/wandb.py",
 }
+# Rooms of rlhf/, from the top floor down: a room uses only rooms below it.
+ROOMS = (
+    "cli", "study", "run", "stages", "evaluation", "trl", "ppo", "episodes", "scoring", "generation", "policies", "cpu",
+    "packing", "models", "planning", "data", "report", "tracking", "launch", "config", "files", "errors",
+)  # fmt: skip
+# `from rlhf.ppo import PPOTrainer` is what scripts for TRL's trainer say; the package looks it up when it is asked for.
+LOOKED_UP = {("rlhf/ppo/__init__.py", "rlhf.trl")}
+# Where the user's own functions and environments are loaded by name.
+LOADERS = {"envs/registry.py", "reward_models/loading.py", "rlhf/ppo/__init__.py"}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def imported(tree: ast.AST, path: Path) -> Iterator[str]:
-    """Full names of the modules that a file imports, also inside functions and by `import_module("...")`."""
+    """Full names of what a file imports: under TYPE_CHECKING, inside functions and by `import_module` as well."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
-            yield ".".join([*package, *([node.module] if node.module else [])])
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("import_module", "__import__") and isinstance(node.args[0].value, str):
-                yield node.args[0].value
+            if name in ("import_module", "__import__"):
+                yield looked_up(node.args[0])
+
+
+def looked_up(argument: ast.expr) -> str:
+    """What `import_module` is given, as far as the text says: the beginning of an f-string, "?" for anything else."""
+    if isinstance(argument, ast.JoinedStr) and argument.values:
+        argument = argument.values[0]  # type: ignore[assignment]
+    return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else "?"
 
 
 def imports_of(path: Path) -> set[str]:
@@ -44,8 +63,73 @@ def test_the_reader_of_imports_sees_every_form():
         "import trl.rewards as r\nfrom envs import base\nfrom . import sibling\nfrom ..up import x\n"
         "def late():\n    import wandb\n    importlib.import_module('deepspeed.ops')\n"
     )
+    text += "if TYPE_CHECKING:\n    from rlhf.up import y\nimport_module(f'rlhf.stages.{name}')\nimport_module(name)\n"
     found = set(imported(ast.parse(text), ROOT / "rlhf" / "tracking" / "file.py"))
-    assert found == {"trl.rewards", "envs", "rlhf.tracking", "rlhf.up", "wandb", "deepspeed.ops"}
+    assert {"trl.rewards", "envs", "rlhf.tracking", "rlhf.up", "wandb", "deepspeed.ops", "rlhf.stages."} <= found
+    assert {"rlhf.up.y", "envs.base", "?"} <= found
+
+
+def room_of(name: str) -> str | None:
+    """The room of a module of rlhf/: of `rlhf.ppo.kl` it is ppo."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "rlhf" and len(parts) > 1 else None
+
+
+def modules() -> dict[str, Path]:
+    """Every module of rlhf/ by its full name."""
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
+    return {name.removesuffix(".__init__"): path for path, name in names.items() if name.startswith("rlhf.")}
+
+
+def test_every_room_has_its_floor_and_nothing_lies_loose():
+    found = {path.relative_to(ROOT / "rlhf").parts for path in FILES if path.is_relative_to(ROOT / "rlhf")}
+    assert {parts[0] for parts in found if len(parts) > 1} == set(ROOMS) - {"errors"}
+    assert {parts[0] for parts in found if len(parts) == 1} == {"__init__.py", "__main__.py", "errors.py"}
+
+
+def test_a_room_uses_only_rooms_below_it():
+    upwards = set()
+    for name, path in modules().items():
+        own = room_of(name)
+        if own not in ROOMS:
+            continue
+        for target in imports_of(path):
+            room = room_of(target)
+            allowed = any((path.relative_to(ROOT).as_posix(), at) in LOOKED_UP and target.startswith(at)
+                          for _, at in LOOKED_UP)  # fmt: skip
+            if room in ROOMS and ROOMS.index(room) < ROOMS.index(own) and not allowed:
+                upwards.add(f"{name} imports {target}")
+    assert not upwards
+
+
+def test_no_module_is_looked_up_where_no_editor_follows():
+    """A name that is put together at run time hides an arrow; users' own modules are loaded in one place."""
+    hidden = {
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        if any(name == "?" or name.startswith("rlhf.stages.") and name.endswith(".") for name in imports_of(path))
+    }
+    assert hidden == LOADERS
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    known = modules()
+    below = {name: {target for target in imports_of(path) if target in known and target != name}
+             for name, path in known.items()}  # fmt: skip
+    left = dict(below)
+    while True:  # take away what imports nothing that is left
+        free = {name for name, targets in left.items() if not targets & left.keys()}
+        if not free:
+            break
+        left = {name: targets for name, targets in left.items() if name not in free}
+    assert not left
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "errors"])
+def test_a_room_says_what_it_is_and_what_it_is_not(room: str):
+    says = ast.get_docstring(ast.parse((ROOT / "rlhf" / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    assert len(says.split()) >= 15
+    assert re.search(r"\b(not|no|nothing|never|nobody)\b", says, re.IGNORECASE)
 
 
 def test_all_packages_are_read():
@@ -100,3 +184,25 @@ def test_functions_are_short():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (lines := lines_of_code(node)) >= 50
     }
     assert not long
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_walk_from_a_key_to_the_log_line_is_still_the_one_that_the_code_takes():
+    walk = re.findall(r"^\| `(rlhf/[\w/]+\.py)` \| `(.+)` \|$", ARCHITECTURE, re.MULTILINE)
+    assert len({file for file, _ in walk}) <= 9
+    assert not [(file, line) for file, line in walk if line not in (ROOT / file).read_text(encoding="utf-8")]
+    assert all("coefficient" in line for file, line in walk if "/ppo/kl" in file or "token_rewards" in line)
+
+
+def test_the_architecture_lists_the_rooms_from_the_top_floor_down():
+    assert tuple(re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE, re.MULTILINE)) == ROOMS[:-1]
+
+
+def test_every_arrow_of_the_picture_points_down():
+    picture = ARCHITECTURE.partition("```mermaid")[2].partition("```")[0]
+    arrows = [(start, end) for start, ends in re.findall(r"^ +(\w+) --> (.+)$", picture, re.MULTILINE)
+              for end in ends.split(" & ")]  # fmt: skip
+    assert {room for arrow in arrows for room in arrow} == set(ROOMS[:-1])
+    assert all(ROOMS.index(start) < ROOMS.index(end) for start, end in arrows)
