@@ -1,1 +1,1 @@
-"""launch"""
+"""Processes and what they compute on: starting and joining them, DeepSpeed, the `Runtime`. Not what is trained."""
