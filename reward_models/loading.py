@@ -79,9 +79,9 @@ class _NoSuchFileError(Exception):
 
 
 def _import_file(path: Path) -> ModuleType:
-    given, path = path, path.expanduser().resolve()
+    given, path = path.expanduser(), path.expanduser().resolve()
     if not path.is_file():
-        _, _, near = paths_like(path)
+        _, _, near = paths_like(given)
         hint = f" (did you mean {', '.join(map(str, near))}?)" if near else ""
         raise _NoSuchFileError(f"there is no file {given}{hint}. Relative paths start at {Path.cwd()}.")
     # A name of its own per path: two files called rewards.py do not replace each other, nor an installed module.

@@ -1,4 +1,4 @@
-"""What can be asked of the Hugging Face Hub without loading from it: is it there, and which commit a name stands for."""
+"""What can be asked of the Hugging Face Hub without loading from it: is it there, which commit is a name?"""
 
 import os
 import re

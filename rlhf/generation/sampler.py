@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from rlhf.config.ppo import RolloutConfig
 from rlhf.cpu import fast_trunk, native_decoding
 from rlhf.cpu.decoding import Decoder
 from rlhf.cpu.rounding import rounded_factors
+from rlhf.config.ppo import RolloutConfig
 from rlhf.errors import ModelError
-from rlhf.generation.cache import SlotCache
 from rlhf.generation.generator import Request, Sample
-from rlhf.generation.noise import uniforms
 from rlhf.launch.runtime import Runtime
+from rlhf.generation.cache import SlotCache
+from rlhf.generation.noise import uniforms
 from rlhf.packing.packed import PackedRows, rounded_up
 from rlhf.policies import head
 

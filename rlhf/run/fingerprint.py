@@ -7,7 +7,7 @@
 
 Data count by content alone, not by name or place (those of the Hub by name and commit); reward functions, environments
 and local models by name and content.
-`name`, `runs_dir`, `tracking` and `distributed` change no result and count nowhere.
+`name`, `runs_dir`, `tracking`, `distributed` and `runtime` change no result and count nowhere.
 """
 
 import json
