@@ -11,13 +11,16 @@ import copy
 import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import gymnasium
 
 from envs.errors import TextEnvError
 from envs.spaces import UnicodeText
 from reward_models.chat import Message, Text, to_messages
+
+Turns: TypeAlias = Literal["one", "several"]
+RewardSource: TypeAlias = Literal["environment", "components"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,16 @@ class TextEnv(gymnasium.Env, ABC):  # type: ignore[misc]  # Gymnasium is not fol
     - `index`: the row's number;
 
     and what the task adds. `reset(options={"index": 3})` chooses row 3, otherwise the row is drawn with the seed.
+
+    Attributes:
+        turns: `"one"` if an episode always ends after one response, `"several"` if not. A subclass declares it for
+            `rlhf envs`; so may a class of another base.
+        reward_source: `"environment"` if the task gives rewards, `"components"` if it gives none, so that reward
+            functions and models must score its episodes. Declared likewise.
     """
+
+    turns: ClassVar[Turns | None] = None
+    reward_source: ClassVar[RewardSource | None] = None
 
     def __init__(self) -> None:
         self.observation_space = UnicodeText()

@@ -1,4 +1,4 @@
-"""Registered text environments: this package's ids, making any id by name, and listing what there is.
+"""Registered text environments: this package's ids, and making any id by name. `listing` says what there is.
 
 Importing `envs` registers the ids below with Gymnasium. Everything else goes through `make_text_env`, which refuses
 environments that do not speak text. Batches are made by `vector`.
@@ -7,16 +7,14 @@ environments that do not speak text. Batches are made by `vector`.
 from __future__ import annotations
 
 import importlib
-import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
-from gymnasium.envs.registration import load_env_creator
 from gymnasium.spaces import Text
 
 from envs.conversation import with_conversation
 from envs.errors import TextEnvError
+from envs.listing import list_envs
 
 _ENTRY_POINTS = {
     "rlhf/Dialogue-v0": "envs.tasks.dialogue:DialogueEnv",
@@ -24,28 +22,11 @@ _ENTRY_POINTS = {
 }
 
 
-@dataclass(frozen=True)
-class RegisteredEnv:
-    """One registered id and the first line of what its class says about itself (empty if that fails to import)."""
-
-    id: str
-    summary: str
-
-
 def register_all() -> None:
     """Register this package's ids with Gymnasium, once."""
     for name, entry_point in _ENTRY_POINTS.items():
         if name not in gymnasium.registry:
             gymnasium.register(id=name, entry_point=entry_point)
-
-
-def list_envs() -> list[RegisteredEnv]:
-    """Return the ids that are registered now, without those that come with Gymnasium itself, sorted.
-
-    Whether a third party's environment has text spaces shows only when `make_text_env` builds it.
-    """
-    specs = [spec for spec in gymnasium.registry.values() if not _comes_with_gymnasium(spec.entry_point)]
-    return sorted((RegisteredEnv(spec.id, _summary(spec.entry_point)) for spec in specs), key=lambda env: env.id)
 
 
 def make_text_env(id: str, **kwargs: Any) -> Any:
@@ -91,9 +72,9 @@ def _make(id: object, kwargs: dict[str, Any]) -> Any:
     try:
         return gymnasium.make(name, **kwargs)
     except gymnasium.error.Error as error:
-        ours = ", ".join(env.id for env in list_envs())
+        known = ", ".join(env.id for env in list_envs())
         raise TextEnvError(
-            f"{id!r} cannot be made: {error} Registered besides Gymnasium's own are: {ours}. "
+            f"{id!r} cannot be made: {error} Text environments that are registered: {known}. "
             "The id of another package needs its module in front, as in 'module:id'."
         ) from error
     except TypeError as error:
@@ -114,15 +95,3 @@ def _import(module: str, id: str) -> None:
             f"The environment id {id!r} names the module {module!r}, which cannot be found. "
             "Install it, or add its folder to PYTHONPATH."
         ) from error
-
-
-def _comes_with_gymnasium(entry_point: object) -> bool:
-    return isinstance(entry_point, str) and entry_point.startswith("gymnasium.")
-
-
-def _summary(entry_point: Any) -> str:
-    try:
-        target = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    except (ImportError, AttributeError):  # a third party's registration may point at what is not installed
-        return ""
-    return (inspect.getdoc(target) or "").partition("\n")[0]

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,20 +75,9 @@ class Normalisation:
         return np.asarray((scores - self.mean) / self.std, dtype=np.float64)
 
     def save(self, folder: str | Path) -> Path:
-        """Write `normalisation.json` into `folder`; a reader sees the old file or the whole new one, never a part."""
+        """Write `normalisation.json` into `folder`."""
         path = Path(folder) / FILE_NAME
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE_NAME}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, indent=2)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it private, unlike the model's other files
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         return path
 
     @classmethod

@@ -6,20 +6,16 @@ It imports what the user names and nothing else, and never calls a reward functi
 
 from __future__ import annotations
 
-import difflib
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from reward_models.errors import RewardError, UserError
+from reward_models.loading import load_callable
 from reward_models.protocol import RewardFunction
+from reward_models.suggest import did_you_mean
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 
@@ -42,6 +38,15 @@ def registered() -> dict[str, Callable[..., Any]]:
     """Return the built-in rewards by their short names."""
     importlib.import_module("reward_models.rules")  # it registers its rules when imported
     return dict(_BUILT_IN)
+
+
+def describe_rewards() -> str:
+    """Return the built-in rewards as text: name, arguments and the first line of the docstring."""
+    lines = []
+    for name, function in sorted(registered().items()):
+        arguments = str(inspect.signature(function)).partition(" -> ")[0].replace("'", "")
+        lines += [f"{name}{arguments}", f"    {(inspect.getdoc(function) or '').partition(chr(10))[0]}"]
+    return "\n".join(lines)
 
 
 def load_function(target: str, args: Mapping[str, Any] | None = None) -> RewardFunction:
@@ -71,52 +76,16 @@ def load_function(target: str, args: Mapping[str, Any] | None = None) -> RewardF
 
 
 def _find(target: str) -> Any:
-    source, colon, name = target.rpartition(":")
-    if not colon:
-        built_in = registered()
-        if target not in built_in:
-            names = ", ".join(sorted(built_in))
-            raise RewardError(
-                f"There is no built-in reward {target!r}{_suggest(target, built_in)}. Built in are: {names}. "
-                "A function of your own is named as 'module:function' or 'path/to/file.py:function'."
-            )
-        return built_in[target]
-    module = _load_file(Path(source), target) if source.endswith(".py") else _load_module(source, target)
-    if not hasattr(module, name):
-        public = [n for n in dir(module) if not n.startswith("_")]
-        raise RewardError(f"Reward {target!r}: {source} has no {name!r}{_suggest(name, public)}.")
-    return getattr(module, name)
-
-
-def _load_module(source: str, target: str) -> ModuleType:
-    try:
-        return importlib.import_module(source)
-    except ImportError as error:
+    if ":" in target:
+        return load_callable(target, f"Reward {target!r}", RewardError)
+    built_in = registered()
+    if target not in built_in:
         raise RewardError(
-            f"Reward {target!r}: module {source!r} cannot be imported ({error}). Install it, or name a file: "
+            f"There is no built-in reward {target!r}{_hint(target, built_in)}. Built in are: "
+            f"{', '.join(sorted(built_in))}. A function of your own is named as 'module:function' or "
             "'path/to/file.py:function'."
-        ) from error
-
-
-def _load_file(path: Path, target: str) -> ModuleType:
-    if not path.is_file():
-        raise RewardError(f"Reward {target!r}: there is no file {path} (looked in {Path.cwd()}).")
-    path = path.resolve()
-    # A name of its own per path: two files called rewards.py do not replace each other, nor an installed module.
-    name = f"_reward_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last, so that the file's neighbours can be imported but hide nothing
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise RewardError(f"Reward {target!r}: {path} fails when imported: {type(error).__name__}: {error}") from error
-    return module
+        )
+    return built_in[target]
 
 
 def _parameters(function: Any, target: str) -> Mapping[str, inspect.Parameter]:
@@ -166,7 +135,7 @@ def _check_args(parameters: Mapping[str, inspect.Parameter], target: str, args: 
     for name in args:
         if name not in allowed:
             raise RewardError(
-                f"Reward {target!r} has no argument {name!r}{_suggest(name, allowed)}. "
+                f"Reward {target!r} has no argument {name!r}{_hint(name, allowed)}. "
                 f"Allowed are: {', '.join(sorted(allowed)) or 'none'}."
             )
 
@@ -192,6 +161,6 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def _suggest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def _hint(name: str, known: Iterable[str]) -> str:
+    meant = did_you_mean(name, known)
+    return f" ({meant})" if meant else ""

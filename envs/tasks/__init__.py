@@ -1,1 +1,1 @@
-"""Whole customer-service and dialogue tasks, registered by `envs.registry`."""
+"""The tasks that come along, one file each: `registry` gives them their ids. What all tasks share is `envs.base`."""

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from envs.base import Opening, Reply, TextEnv
+from envs.base import Opening, Reply, RewardSource, TextEnv, Turns
 from envs.errors import TextEnvError
 from envs.tasks.scenario import Need, Scenario, load_scenarios, mentions_any, parse_scenario
 
@@ -43,6 +43,9 @@ class DialogueEnv(TextEnv):
     Raises:
         TextEnvError: `max_turns` is below 1, there is no scenario, or one is malformed.
     """
+
+    turns: ClassVar[Turns] = "several"
+    reward_source: ClassVar[RewardSource] = "environment"
 
     def __init__(self, scenarios: str | Path | Sequence[Mapping[str, Any]] | None = None, max_turns: int = 4) -> None:
         super().__init__()

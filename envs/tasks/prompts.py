@@ -7,9 +7,9 @@ The environment of plain RLHF. Its own reward is 0: responses are scored by the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from envs.base import Opening, Reply, TextEnv
+from envs.base import Opening, Reply, RewardSource, TextEnv, Turns
 from envs.errors import TextEnvError
 from reward_models.chat import Text, to_messages
 from reward_models.errors import ChatFormatError
@@ -39,6 +39,9 @@ class PromptsEnv(TextEnv):
     Raises:
         TextEnvError: There are no rows, or a row is malformed; the message names it.
     """
+
+    turns: ClassVar[Turns] = "one"
+    reward_source: ClassVar[RewardSource] = "components"
 
     def __init__(self, prompts: Sequence[str | Mapping[str, Any]] = DEFAULT_PROMPTS) -> None:
         super().__init__()

@@ -18,7 +18,6 @@ is found as whole words, in any letter case; a trailing `*` allows any ending. N
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.errors import TextEnvError
+from reward_models.suggest import did_you_mean
 
 WORDS_READ = 80  # a customer reads no further: listing every phrase that might help does not pay
 
@@ -146,8 +146,7 @@ def _fields(row: object, where: str, *, texts: tuple[str, ...], others: tuple[st
         raise TextEnvError(f"{where}: expected an object with the keys {[*texts, *others]}, got {row!r}.")
     for key in row:
         if key not in (*texts, *others):
-            near = difflib.get_close_matches(str(key), (*texts, *others), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {[*texts, *others]}."
+            hint = did_you_mean(key, (*texts, *others)) or f"allowed are {[*texts, *others]}."
             raise TextEnvError(f"{where}: unknown key {key!r}; {hint}")
     for key in texts:
         if not isinstance(row.get(key), str) or not row[key].strip():

@@ -3,7 +3,6 @@
 Used by `problems.py` for messages. Walks the pydantic sections; values are not looked at here.
 """
 
-import difflib
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from reward_models.suggest import closest
 from rlhf.config.base import Section
 from rlhf.config.data import DataConfig, SourceConfig
 from rlhf.config.schema import Config
@@ -75,7 +75,7 @@ def allowed(place: Place) -> str:
 
 def meant_key(path: KeyPath) -> str | None:
     """The key of the same section that an unknown key was probably meant to be."""
-    return closest(str(path[-1]), _known_beside(path))
+    return next(iter(closest(path[-1], _known_beside(path))), None)
 
 
 def explain_unknown(path: KeyPath) -> str:
@@ -88,14 +88,8 @@ def explain_unknown(path: KeyPath) -> str:
     if elsewhere:
         return f"unknown key here; did you mean {' or '.join(elsewhere)}?"
     deeper = closest(name, {key.rpartition(".")[2] for key in _all_keys()})
-    hint = f" (elsewhere there is {deeper})" if deeper else ""
+    hint = f" (elsewhere there is {deeper[0]})" if deeper else ""
     return f"unknown key{hint}; allowed here: {', '.join(_known_beside(path))}"
-
-
-def closest(name: str, known: Any) -> str | None:
-    """The known name that looks most like `name`, or None if none does."""
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1)
-    return near[0] if near else None
 
 
 def choices(place: Place) -> list[str]:

@@ -5,12 +5,12 @@
 All mistakes are reported at once, as one `ConfigError`. Data, models and functions that it names are not opened.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.config.keys import closest, dotted
+from reward_models.suggest import closest
+from rlhf.config.keys import dotted
 from rlhf.config.paths import resolve_paths
 from rlhf.config.problems import check
 from rlhf.config.provenance import annotated_yaml, provenance_of
@@ -18,6 +18,7 @@ from rlhf.config.schema import Config
 from rlhf.config.tree import OVERRIDE, Problem, Tree, apply_overrides, from_document
 from rlhf.config.yaml_reader import read_yaml
 from rlhf.errors import ConfigError
+from rlhf.files.atomic import write_text
 
 __all__ = ["LoadedConfig", "load_config", "save_resolved"]
 
@@ -59,10 +60,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfi
 
 def save_resolved(loaded: LoadedConfig, path: Path) -> None:
     """Writes every key with where its value came from; loading the file gives the same `Config`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(annotated_yaml(loaded.config, loaded.provenance), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, annotated_yaml(loaded.config, loaded.provenance))
 
 
 def _read(path: Path) -> Tree:
@@ -83,8 +81,8 @@ def _read(path: Path) -> Tree:
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (there is no folder {path.parent})"
-    meant = closest(path.name, [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")])
-    return f"; did you mean {path.parent / meant}?" if meant else ""
+    known = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+    return "".join(f"; did you mean {path.with_name(name)}?" for name in closest(path.name, known))
 
 
 def _report(problems: Sequence[Problem], path: Path | None) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from rlhf.config.keys import Place, allowed, choices, closest, explain_unknown, is_section, locate, meant_key
+from reward_models.suggest import did_you_mean
+from rlhf.config.keys import Place, allowed, choices, explain_unknown, is_section, locate, meant_key
 from rlhf.config.schema import Config
 from rlhf.config.tree import Problem, Tree, format_short
 from rlhf.config.yaml_reader import KeyPath, format_value
@@ -73,9 +74,9 @@ def _explain(error: ErrorDetails, tree: Tree) -> list[Problem]:
 
 def _wrong_value(received: Any, place: Place) -> str:
     message = f"got {format_short(received)}; allowed: {allowed(place)}"
-    meant = closest(received, choices(place)) if isinstance(received, str) else None
+    meant = did_you_mean(received, choices(place)) if isinstance(received, str) else ""
     if meant:
-        return f"{message}; did you mean {meant}?"
+        return f"{message}; {meant}"
     if isinstance(received, str) and re.fullmatch(r"[-+\d._eE]+", received):
         message += "; write numbers without quotes"
     default = place.field.default if place.field is not None else PydanticUndefined

@@ -12,9 +12,9 @@ from rlhf.config.data import SourceConfig
 from rlhf.config.keys import dotted
 from rlhf.config.yaml_reader import Document, KeyPath, parse_scalar
 from rlhf.errors import ConfigError
+from rlhf.files.run_folder import STAGES
 
 OVERRIDE = "override"
-_STAGES_WITH_DATA = ("sft", "reward", "ppo", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _mark(tree: Tree, path: KeyPath, value: Any) -> None:
 
 def _into_only_source(data: dict[str, Any], parts: list[str]) -> list[str]:
     """`sft.data.path` means the path of the only source, as it does in a file."""
-    if len(parts) < 3 or parts[0] not in _STAGES_WITH_DATA or parts[1] != "data":
+    if len(parts) < 3 or parts[0] not in STAGES or parts[1] != "data":
         return parts
     section = data.get(parts[0])
     rows = section.get("data") if isinstance(section, dict) else None
@@ -162,7 +162,7 @@ def _into_only_source(data: dict[str, Any], parts: list[str]) -> list[str]:
 
 def _write_out_data(tree: Tree) -> None:
     """Brings `data: file` and `data: {path: file}` into the form `data: {sources: [{path: file}]}`."""
-    for stage in _STAGES_WITH_DATA:
+    for stage in STAGES:
         section: Any = tree.data.get(stage)
         given = section.get("data") if isinstance(section, dict) else None
         path: KeyPath = (stage, "data")

@@ -2,7 +2,8 @@
 
     load -> validate -> half -> limit -> split -> mix
 
-Stages tokenise these rows themselves; a tokenizer is known here only as the `encode` callback that measures lengths.
+A tokenizer is known here only as the `encode` callback. What it makes of a row to measure it stays with the row, so
+that each row is tokenised once.
 """
 
 from collections import Counter
@@ -13,9 +14,9 @@ from typing import Any, Literal, cast, overload
 from rlhf.config.data import DataConfig, SourceConfig
 from rlhf.data.load import read_source, source_hash
 from rlhf.data.mix import interleave, limit_sizes
-from rlhf.data.rows import Demonstration, Kind, Preference, Prompt, Row, Splits
+from rlhf.data.rows import Demonstration, Encode, Kind, Preference, Prompt, Row, Splits
 from rlhf.data.split import SplitName, in_hash_order, in_subset, split_of
-from rlhf.data.validate import Encode, Report, check_rows
+from rlhf.data.validate import Report, check_rows
 from rlhf.errors import DataError
 
 
@@ -46,7 +47,7 @@ def load_rows(
     Args:
         config: The stage's `data` section.
         kind: What the rows must be.
-        encode: (prompt, response or None) -> token ids of the row as the stage uses it; measures lengths.
+        encode: (prompt, response or None) -> tokens of the row as the stage uses it; each row keeps them.
         max_tokens: Longest row in tokens; together with `encode`.
 
     Returns:

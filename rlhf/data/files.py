@@ -5,13 +5,13 @@ problem, so that `on_bad_row` decides about it like about any other bad row.
 """
 
 import csv
-import difflib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reward_models.suggest import paths_like
 from rlhf.errors import DataError
 
 
@@ -48,12 +48,9 @@ def read_file(path: Path, name: str) -> Iterator[RawRow]:
 
 def missing_file(path: Path, name: str) -> DataError:
     """The error for a path that does not exist, with similar names from the nearest folder that does."""
-    folder, wanted = path.parent, path.name
-    while not folder.is_dir():
-        folder, wanted = folder.parent, folder.name
-    entries = sorted(entry.name for entry in folder.iterdir())
-    near = difflib.get_close_matches(wanted, entries, n=3)
-    known = near or [entry for entry in entries if Path(entry).suffix in READERS][:5]
+    folder, wanted, near = paths_like(path)
+    there = [entry.name for entry in sorted(folder.iterdir()) if entry.suffix in READERS]
+    known = [entry.name for entry in near] or there[:5]
     hint = f"{'did you mean' if near else 'it holds'} {', '.join(known)}" if known else "it holds no data files"
     return DataError(
         f"{name}: no such file; folder {folder.resolve()} has no {wanted}: {hint}? "

@@ -3,9 +3,9 @@
 Called by `dataset.py`; rows are checked afterwards (`validate.py`).
 """
 
-import difflib
 import importlib.resources
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,10 +13,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from reward_models.loading import load_callable, source_files
+from reward_models.suggest import closest, did_you_mean
 from rlhf.config.data import SourceConfig
 from rlhf.data.files import READERS, RawRow, missing_file, read_file
-from rlhf.data.functions import function_hash, read_function
+from rlhf.data.functions import read_function
 from rlhf.errors import DataError
+from rlhf.files.hashes import file_hash, files_hash
+from rlhf.files.hub import dataset_commit
+
+logger = logging.getLogger(__name__)
 
 PACKAGED = "packaged:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -71,17 +77,28 @@ def locate(source: SourceConfig) -> Origin:
 
 
 def source_hash(source: SourceConfig) -> str:
-    """Hash of what a source holds: a file's bytes, a function's source file and args, a Hub data set's rows."""
+    """Hash of what a source holds: a file's bytes, or a function's source file and args.
+
+    A Hub data set is not read: its name, split, args and the commit that it stands for now are hashed.
+
+    Raises:
+        DataError: If the source cannot be found.
+    """
     origin = locate(source)
     if origin.file is not None:
-        return sha256(origin.file.read_bytes()).hexdigest()
+        return file_hash(origin.file)
+    args = json.dumps(source.args, sort_keys=True, default=repr)
     if origin.form == "function":
-        args = json.dumps(source.args, sort_keys=True, default=repr)
-        return sha256(f"{function_hash(source.path)} {args}".encode()).hexdigest()
-    digest = sha256()
-    for row in _read_hub(source):
-        digest.update(json.dumps(row.values, sort_keys=True, default=repr).encode())
-    return digest.hexdigest()
+        load_callable(source.path, source.path, DataError)  # a misspelt name shows before anything is trained
+        return sha256(f"{files_hash(source_files(source.path))} {args}".encode()).hexdigest()
+    commit = dataset_commit(source.path, source.args.get("revision"))
+    if commit is None:
+        logger.warning(
+            "%s: the Hub does not say which commit this data set is at, so a change of it would not be noticed. "
+            "Set args: {revision: COMMIT}, or go on with this in mind.",
+            source.path,
+        )
+    return sha256(json.dumps([source.path, source.split, args, commit]).encode()).hexdigest()
 
 
 def _read(source: SourceConfig) -> Iterable[RawRow]:
@@ -99,7 +116,7 @@ def _packaged_file(name: str) -> Path:
     root = Path(str(importlib.resources.files("envs"))) / "data"
     known = sorted(file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.jsonl"))
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or known
+        near = closest(name, known, most=3) or known
         raise DataError(f"{PACKAGED}{name}: no such packaged data set; there are: {', '.join(near) or 'none'}.")
     return root / f"{name}.jsonl"
 
@@ -122,8 +139,8 @@ def _rename(rows: list[RawRow], source: SourceConfig) -> list[RawRow]:
     present = dict.fromkeys(name for row in rows for name in row.values)  # in order of appearance
     for ours, theirs in source.columns.items():
         if present and theirs not in present:
-            near = difflib.get_close_matches(theirs, present, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            meant = did_you_mean(theirs, present)
+            hint = f" ({meant})" if meant else ""
             raise DataError(
                 f"{source.path}: columns maps {ours} to {theirs}, which the data does not have{hint}; "
                 f"it has {', '.join(present)}."

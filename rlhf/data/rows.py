@@ -3,7 +3,7 @@
 Raw dictionaries become these rows in `parse.py`; `dataset.py` hands them out in `Splits`. Nothing here reads or checks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -13,22 +13,51 @@ Kind: TypeAlias = Literal["demonstrations", "preferences", "prompts"]
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A text as the stage's model reads it.
+
+    Attributes:
+        context: Ids that are only read: the prompt.
+        response: Ids that are learnt or scored, EOS included; empty for a prompt alone.
+    """
+
+    context: list[int]
+    response: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.context) + len(self.response)
+
+
+# (prompt, response) -> the whole row as the stage will see it; response None: the prompt alone.
+Encode: TypeAlias = Callable[[Text, str | None], Tokens]
+
+
+@dataclass(frozen=True)
 class Demonstration:
-    """A prompt and the response to imitate; `columns` holds what else the row had."""
+    """A prompt and the response to imitate.
+
+    Attributes:
+        prompt: What is answered.
+        response: The answer.
+        columns: What else the row had.
+        tokens: What `encode` made of each text of the row; empty if rows were loaded without it.
+    """
 
     prompt: Text
     response: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    tokens: tuple[Tokens, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Preference:
-    """Two responses to one prompt, the better one first; `columns` holds what else the row had."""
+    """Two responses to one prompt, the better one first; `tokens` are those of chosen and rejected."""
 
     prompt: Text
     chosen: str
     rejected: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    tokens: tuple[Tokens, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,7 @@ class Prompt:
 
     prompt: Text
     columns: Mapping[str, Any] = field(default_factory=dict)
+    tokens: tuple[Tokens, ...] = field(default=(), compare=False, repr=False)
 
 
 Row: TypeAlias = Demonstration | Preference | Prompt

@@ -9,12 +9,12 @@ independent: the first half of the prompts has the same shares of train, validat
 
 import json
 from collections.abc import Iterable
-from dataclasses import astuple
+from dataclasses import fields
 from hashlib import blake2b
 from typing import Literal, TypeAlias
 
 from reward_models.chat import Text, to_messages
-from rlhf.data.rows import RowT
+from rlhf.data.rows import Row, RowT
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 Subset: TypeAlias = Literal["all", "first_half", "second_half"]
@@ -45,9 +45,12 @@ def split_of(prompt: Text, validation_fraction: float, test_fraction: float) -> 
 
 def in_hash_order(rows: Iterable[RowT]) -> list[RowT]:
     """Rows in the order of their prompt's hash; rows of one prompt in the order of their content."""
-    return sorted(
-        rows, key=lambda row: (_digest(row.prompt, "order"), json.dumps(astuple(row), sort_keys=True, default=repr))
-    )
+    return sorted(rows, key=lambda row: (_digest(row.prompt, "order"), _content(row)))
+
+
+def _content(row: Row) -> str:
+    values = [getattr(row, entry.name) for entry in fields(row) if entry.compare]  # all but its tokens
+    return json.dumps(values, sort_keys=True, default=repr)
 
 
 def _position(prompt: Text, question: str) -> float:

@@ -4,19 +4,15 @@ Between `load.py` (raw rows) and `split.py`. Nothing is repaired, shortened or d
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from reward_models.chat import Text
 from reward_models.errors import UserError
 from rlhf.data.files import RawRow
 from rlhf.data.parse import BadRow, parse_row
-from rlhf.data.rows import Demonstration, Kind, Preference, Row
+from rlhf.data.rows import Demonstration, Encode, Kind, Preference, Row
 from rlhf.errors import DataError
-
-# (prompt, response) -> the token ids of the whole row as the stage will see it; response None: the prompt alone.
-Encode: TypeAlias = Callable[[Text, str | None], Sequence[int]]
 
 
 @dataclass
@@ -46,7 +42,7 @@ def check_rows(
         raw: Rows of one source.
         kind: What each row must be.
         on_bad_row: Whether the first bad row becomes an error (which also counts the others) or all are skipped.
-        encode: Tokens of a row, for its length; None leaves lengths unchecked.
+        encode: Tokenises a row, which keeps the result as `tokens`; None leaves lengths unchecked.
         max_tokens: Longest row in tokens. A pair is as long as the longer of its two rows.
 
     Returns:
@@ -76,18 +72,21 @@ def _check_row(entry: RawRow, kind: Kind, encode: Encode | None, max_tokens: int
         raise BadRow("unreadable", None, entry.problem, "Mend or remove it")
     row = parse_row(kind, entry.values)
     if encode is not None and max_tokens is not None:
-        _check_length(row, encode, max_tokens)
+        return _tokenised(row, encode, max_tokens)
     return row
 
 
-def _check_length(row: Row, encode: Encode, max_tokens: int) -> None:
+def _tokenised(row: Row, encode: Encode, max_tokens: int) -> Row:
+    """The row with its tokens, if none of its texts is too long."""
+    tokens = []
     for column, response in _responses(row):
         try:
-            length = len(encode(row.prompt, response))
+            tokens.append(encode(row.prompt, response))
         except UserError as error:
             raise BadRow(
                 "refused_by_template", column, f"the chat template refuses it: {error}", "Change the messages' order"
             ) from error
+        length = len(tokens[-1])
         if length > max_tokens:
             raise BadRow(
                 "too_long",
@@ -97,6 +96,7 @@ def _check_length(row: Row, encode: Encode, max_tokens: int) -> None:
                 else f"{length} tokens, {max_tokens} are allowed",
                 f"Shorten it, or raise {'max_tokens' if response is not None else 'max_prompt_tokens'}",
             )
+    return replace(row, tokens=tuple(tokens))
 
 
 def _responses(row: Row) -> list[tuple[str, str | None]]:

@@ -15,7 +15,7 @@ from reward_models.chat import Text, encode_prompt
 from reward_models.combine import CombinedReward
 from rlhf.config.data import DataConfig
 from rlhf.config.schema import Config
-from rlhf.data import Prompt, load_rows
+from rlhf.data import Prompt, Tokens, load_rows
 from rlhf.data.split import prompt_key
 from rlhf.episodes.environment_source import EnvironmentSource
 from rlhf.episodes.environments import environment_source
@@ -45,8 +45,8 @@ def held_out_prompts(config: Config, tokenizer: PreTrainedTokenizerBase) -> list
     if data is None:
         return None
 
-    def encode(prompt: Text, response: str | None) -> list[int]:
-        return encode_prompt(tokenizer, prompt)
+    def encode(prompt: Text, response: str | None) -> Tokens:
+        return Tokens(encode_prompt(tokenizer, prompt))
 
     # Nothing is trained here, so no rows are set apart for validation.
     unsplit = DataConfig.model_validate({**data.model_dump(), "validation_fraction": 0.0})

@@ -1,4 +1,4 @@
 """Launch: the processes of a run, DeepSpeed, and the `Runtime` that says where a process computes.
 
-The only place that imports deepspeed, asks for devices or starts processes. What runs in them is not its matter.
+The only place that imports deepspeed, asks for devices or starts processes. What is trained in them is not its matter.
 """

@@ -1,7 +1,7 @@
 """The processes of a run: starting them, meeting the others, and passing results around.
 
 `launch` starts them from the command line; torchrun, accelerate and deepspeed may do so too, with the same result. A
-run of one process needs no process group, and everything here then does nothing. Sharding is `distributed.py`'s matter.
+run of one process needs no process group, and everything here then does nothing. Sharding is `deepspeed.py`'s matter.
 """
 
 import atexit
@@ -11,9 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from rlhf.errors import ConfigError
 
@@ -85,6 +85,29 @@ def gather(own: Sequence[T]) -> list[T]:
     parts: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(parts, list(own))
     return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
+
+
+def from_first_process(make: Callable[[], T]) -> T:
+    """Let the first process make something, and give it to all of them.
+
+    Args:
+        make: Called in the first process alone; returns what can be pickled.
+
+    Raises:
+        Exception: What `make` raised, on every process, so that none waits for ever.
+    """
+    if world_size() == 1:
+        return make()
+    own: list[tuple[T | None, Exception | None]] = []
+    if rank() == 0:
+        try:
+            own = [(make(), None)]
+        except Exception as error:
+            own = [(None, error)]
+    [(made, raised)] = gather(own)
+    if raised is not None:
+        raise raised
+    return cast(T, made)
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:

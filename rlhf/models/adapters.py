@@ -3,8 +3,6 @@
 After `load.py`, before and after a stage's training. Checkpoints inside a stage are not this module's matter.
 """
 
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.model import LoraConfig
 from rlhf.errors import ModelError
+from rlhf.files.atomic import written_folder
 from rlhf.models.quiet import quiet
 from rlhf.models.seeding import seeded
 
@@ -75,19 +74,9 @@ def merge_and_save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, f
         The model without adapters.
     """
     merged = cast(PreTrainedModel, model.merge_and_unload() if isinstance(model, peft.PeftModel) else model)
-    target = Path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with quiet():
-            merged.save_pretrained(workplace)
-            tokenizer.save_pretrained(workplace)
-        workplace.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        workplace.replace(target)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+    with written_folder(Path(folder)) as unfinished, quiet():
+        merged.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
     return merged
 
 

@@ -28,11 +28,12 @@ from transformers import (
 from reward_models.chat import prepare_tokenizer
 from rlhf.config.model import ModelConfig, TokenizerConfig
 from rlhf.errors import ModelError
+from rlhf.files.hub import hub_reachable
 from rlhf.models.dropout import disable_dropout
 from rlhf.models.quiet import quiet
 from rlhf.models.scratch import build_config, build_model, train_tokenizer
 from rlhf.models.seeding import seeded
-from rlhf.models.source import hub_reachable, resolve_model
+from rlhf.models.source import resolve_model
 
 HEAD = "score.weight"  # what transformers calls the head of its decoder-only sequence classifiers
 

@@ -4,21 +4,18 @@ First step of `load.py`. A GGUF file, alone or inside a Python package, is conve
 cache that is keyed by the file's content. Nothing is downloaded here: Hub ids pass through.
 """
 
-import difflib
 import importlib.util
 import logging
-import os
 import re
-import shutil
-import socket
-import tempfile
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from reward_models.suggest import paths_like
 from rlhf.errors import ModelError
+from rlhf.files.atomic import written_folder
+from rlhf.files.hashes import cache_folder, file_hash
 
 PACKAGE = "package:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -85,23 +82,6 @@ def packaged_gguf(name: str) -> Path:
     return files[wanted] if wanted else next(iter(files.values()))
 
 
-def hub_reachable() -> bool:
-    """Whether the Hub can be asked: its name resolves, or a proxy is set. Asking in vain takes half a minute a file."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $RLHF_CACHE, else ~/.cache/rlhf."""
-    return Path(os.environ.get("RLHF_CACHE") or "~/.cache/rlhf").expanduser()
-
-
 def _converted(gguf: Path) -> Path:
     """The folder with the converted model; conversion happens at most once for each file content."""
     target = cache_folder() / "models" / f"{gguf.stem}-{_content_key(gguf)}"
@@ -112,7 +92,8 @@ def _converted(gguf: Path) -> Path:
         # Processes of one run start together: one converts, the others wait.
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
-                _convert_into(gguf, target)
+                with written_folder(target) as folder:
+                    _convert(gguf, folder)
     except OSError as error:
         raise ModelError(
             f"{target.parent}: converted models cannot be kept here: {error}. Set RLHF_CACHE to a folder that can be "
@@ -121,24 +102,11 @@ def _converted(gguf: Path) -> Path:
     return target
 
 
-def _convert_into(gguf: Path, target: Path) -> None:
-    workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        _convert(gguf, workplace)
-        workplace.chmod(0o755)  # mkdtemp's folders are closed to other users of a shared cache
-        workplace.replace(target)  # so that the folder is whole or absent
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
-
-
 def _content_key(file: Path) -> str:
-    digest = sha256(_CACHE_FORMAT.encode())
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise ModelError(f"{file}: not a GGUF file (it does not begin with GGUF). Download it again.")
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()[:16]
+    return sha256(f"{_CACHE_FORMAT} {file_hash(file)}".encode()).hexdigest()[:16]
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -174,8 +142,5 @@ def _check_folder(folder: Path, path: str) -> None:
 
 
 def _near(path: Path) -> str:
-    folder, wanted = path.parent, path.name
-    while not folder.is_dir():
-        folder, wanted = folder.parent, folder.name
-    near = difflib.get_close_matches(wanted, sorted(entry.name for entry in folder.iterdir()), n=3)
-    return f" (did you mean {', '.join(str(folder / name) for name in near)}?)" if near else ""
+    near = paths_like(path)[2]
+    return f" (did you mean {', '.join(map(str, near))}?)" if near else ""

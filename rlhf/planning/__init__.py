@@ -1,4 +1,1 @@
-"""Planning: what a configuration will do, worked out before anything is loaded.
-
-`arithmetic` counts prompts, minibatches and optimizer steps, `explain` prints them with their reasons. Nothing runs.
-"""
+"""What a configuration will cost and do, said before it runs: the arithmetic of batches and steps. Runs nothing."""

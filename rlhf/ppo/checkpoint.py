@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.errors import StageError
+from rlhf.files.atomic import write_text
 from rlhf.launch.deepspeed import full_state
 from rlhf.policies.critics import part, save_critic
 from rlhf.ppo.trainer import PPO, Progress
@@ -31,9 +32,7 @@ def save(ppo: PPO, folder: str | os.PathLike[str]) -> None:
             "kl_coefficient": ppo.kl_controller.coefficient,
             "schedule": ppo.schedule.state_dict(),
         }
-        unfinished = Path(folder, _PROGRESS + ".tmp")
-        unfinished.write_text(json.dumps(progress, default=str))
-        os.replace(unfinished, Path(folder, _PROGRESS))
+        write_text(Path(folder, _PROGRESS), json.dumps(progress, default=str))
     ppo.accelerator.wait_for_everyone()
 
 

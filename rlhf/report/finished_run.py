@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import StageError
+from rlhf.files.run_folder import STAGES
 from rlhf.tracking import rollouts
 from rlhf.tracking.jsonl import read_records, read_series
 
-__all__ = ["STAGES", "FinishedRun"]
-
-STAGES = ("sft", "reward", "ppo", "evaluate")
+__all__ = ["FinishedRun"]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ are missing are left out. Numbers are taken as they stand in the files: nothing 
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rlhf.files.atomic import write_text
+from rlhf.files.run_folder import STAGES
 from rlhf.report.curves import Chart, charts_of
-from rlhf.report.finished_run import STAGES, FinishedRun
+from rlhf.report.finished_run import FinishedRun
 from rlhf.report.picture import save_curve_picture
 from rlhf.tracking.metrics import find
 from rlhf.tracking.progress import format_seconds
@@ -65,9 +66,7 @@ def build_report(run_dir: str | Path) -> Path:
         config=run.config,
     )
     path = Path(run_dir) / "report.html"
-    unfinished = path.with_suffix(".html.tmp")
-    unfinished.write_text(html, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, html)
     return path
 
 

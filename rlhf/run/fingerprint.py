@@ -5,8 +5,9 @@
     ppo       sft or model, reward if its model is a component or the critic's origin, ppo, seed
     evaluate  the stages above, evaluate, seed
 
-Data count by content alone, not by name or place; reward functions, environments and local models by name and content.
-`name`, `runs_dir`, `tracking` and `distributed` change no result and count nowhere.
+Data count by content alone, not by name or place (those of the Hub by name and commit); reward functions, environments
+and local models by name and content.
+`name`, `runs_dir`, `tracking`, `distributed` and `runtime` change no result and count nowhere.
 """
 
 import json
@@ -22,6 +23,7 @@ from rlhf.config.ppo import PPOSectionConfig
 from rlhf.config.schema import Config
 from rlhf.data import content_hash
 from rlhf.errors import ConfigError
+from rlhf.files.hashes import file_hash
 from rlhf.files.run_folder import STAGES
 from rlhf.run.sources import code_hash, model_hash
 
@@ -134,8 +136,7 @@ def _model_files(name: str, model: ModelConfig) -> Iterator[Input]:
         yield Input(f"content of {name}.path", digest, f"model {model.path}")
     template = Path(model.chat_template)
     if template.suffix == ".jinja" and template.is_file():
-        digest = sha256(template.read_bytes()).hexdigest()
-        yield Input(f"content of {name}.chat_template", digest, f"chat template {template}")
+        yield Input(f"content of {name}.chat_template", file_hash(template), f"chat template {template}")
 
 
 def _reward_files(section: PPOSectionConfig) -> Iterator[Input]:

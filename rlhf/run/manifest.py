@@ -8,7 +8,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import StageError
+from rlhf.files.atomic import write_text
 
 _FORMAT = 1
 _LIBRARIES = {"rlhf": "rlhf-trainer", "torch": "torch", "transformers": "transformers", "trl": "trl"}
@@ -87,13 +87,7 @@ class Manifest:
     def _write(self) -> None:
         stages = {stage: _plain(dataclasses.asdict(record)) for stage, record in self.stages.items()}
         text = json.dumps({"format": _FORMAT, "stages": stages}, indent=2, ensure_ascii=False, allow_nan=False)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_suffix(".tmp")
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # a crash of the machine must not leave an empty file under the final name
-        os.replace(unfinished, self.path)
+        write_text(self.path, text + "\n")
 
 
 def versions() -> dict[str, str]:

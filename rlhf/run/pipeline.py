@@ -3,19 +3,18 @@
     plan (fingerprints against the manifest) -> for each stage: seed, tracker, stage.run, manifest -> report
 
 A stage works beside the place of its output, which is replaced when it has succeeded, so that a stage that fails or is
-interrupted costs nothing that was finished before. In a distributed run all processes make the same plan and run the
-stages together; only the first one writes here.
+interrupted costs nothing that was finished before. In a distributed run the first process makes the plan, all run the
+stages together, and only the first one writes here.
 """
 
-import importlib
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
 
@@ -25,13 +24,19 @@ from rlhf.config.schema import Config
 from rlhf.config.tree import OVERRIDE
 from rlhf.errors import StageError
 from rlhf.files.run_folder import STAGES, RunFolder
-from rlhf.launch.processes import barrier
+from rlhf.launch.processes import barrier, from_first_process
 from rlhf.launch.rank import is_main_process
-from rlhf.launch.runtime import Runtime
 from rlhf.run.fingerprint import Input, changes, configured_stages, fingerprints, upstream_of
 from rlhf.run.manifest import Manifest, StageRecord, list_outputs, versions
 from rlhf.run.summary import print_comparison
 from rlhf.tracking.progress import format_seconds
+
+if TYPE_CHECKING:
+    from rlhf.launch.runtime import Runtime
+    from rlhf.tracking.tracker import Tracker
+
+# run(config, folder, tracker) writes the stage's output into the folder and returns what the manifest keeps
+StageFunction: TypeAlias = Callable[[Config, RunFolder, "Tracker", "Runtime"], dict[str, Any]]
 
 _REASONS_SHOWN = 3
 _SCORING_STAGES = ("ppo", "evaluate")
@@ -99,20 +104,31 @@ def run_pipeline(loaded: LoadedConfig, only: str | None = None) -> None:
     """
     config = loaded.config
     folder = folder_of(config)
-    manifest = Manifest.read(folder.manifest)
-    steps = make_plan(config, manifest, only)
-    barrier()  # no process still reads the manifest when the first one changes it
+    manifest, steps = from_first_process(lambda: _manifest_and_plan(config, folder, only))
     console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
     if is_main_process() and not _is_saved(loaded, folder):
         save_resolved(loaded, folder.config)
+    runtime = _runtime(config) if any(step.reason is not None for step in steps) else None
     for step in steps:
-        if step.reason is None:
+        if step.reason is None or runtime is None:
             console.print(f"{step.stage}: skipped, {_when(manifest.stages[step.stage])}", markup=False)
         else:
             console.print(f"{step.stage}: {step.reason}", markup=False)
-            _run_stage(step, config, folder, manifest)
+            _run_stage(step, config, folder, manifest, runtime)
     if is_main_process():
         _conclude(steps, config, folder, console)
+
+
+def stage_functions() -> dict[str, StageFunction]:
+    """The stages by name. They are imported only when one is to run: torch and transformers take seconds."""
+    from rlhf.stages import evaluate, ppo, reward, sft
+
+    return {"sft": sft.run, "reward": reward.run, "ppo": ppo.run, "evaluate": evaluate.run}
+
+
+def _manifest_and_plan(config: Config, folder: RunFolder, only: str | None) -> tuple[Manifest, list[Step]]:
+    manifest = Manifest.read(folder.manifest)
+    return manifest, make_plan(config, manifest, only)
 
 
 def _reason_to_run(stage: str, fingerprint: str, inputs: Sequence[Input], manifest: Manifest) -> str | None:
@@ -149,13 +165,20 @@ def _load_reward_functions(config: Config) -> None:
             load_function(component.function, component.args)
 
 
-def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest) -> None:
+def _runtime(config: Config) -> "Runtime":
+    """Decide, once for all stages, where this process computes; torch is imported only now."""
+    from rlhf.launch.runtime import Runtime
+
+    return Runtime.detect(config.runtime)
+
+
+def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest, runtime: "Runtime") -> None:
     from transformers import set_seed
     from transformers.utils.logging import disable_progress_bar
 
     from rlhf.tracking.tracker import Tracker
 
-    module = importlib.import_module(f"rlhf.stages.{step.stage}")
+    run = stage_functions()[step.stage]
     working = folder.while_running(step.stage)
     if is_main_process():
         _remove(working.output_of(step.stage))  # of an attempt that failed
@@ -164,8 +187,7 @@ def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest
     disable_progress_bar()  # its bars for loading and saving would break into that of the stage
     set_seed(config.seed)
     with Tracker.open(folder.root, config.tracking, config.model_dump(mode="json"), step.stage) as tracker:
-        runtime = Runtime.detect(config.runtime)
-        results = module.run(config, working, tracker, runtime)
+        results = run(config, working, tracker, runtime)
     barrier()  # every process has written its part
     if is_main_process():
         seconds = round(time.perf_counter() - clock, 3)

@@ -1,4 +1,4 @@
-"""How a run begins: in this process or in several. Stands between `cli.py` and `pipeline.py`.
+"""How a run begins: in this process or in several. Stands between `rlhf.cli` and `pipeline.py`.
 
 Started by torchrun, accelerate or deepspeed, a process finds its rank in the environment and starts no others.
 """

@@ -5,7 +5,6 @@ What is measured, and how sure it is, stands in `rlhf.evaluation.compare`. The f
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from rlhf.evaluation.held_out import held_out_prompts, held_out_source, plan_sta
 from rlhf.evaluation.likelihood import response_logprobs
 from rlhf.evaluation.paired import Design
 from rlhf.evaluation.responses import flat_rows, responses_of, sample_table
+from rlhf.files.atomic import write_text
 from rlhf.files.run_folder import RunFolder
 from rlhf.generation.torch_generator import TorchGenerator
 from rlhf.launch.deepspeed import barrier
@@ -172,8 +172,4 @@ def _curve_points(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _write(result: dict[str, Any], path: Path) -> None:
-    """Write the file whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n")

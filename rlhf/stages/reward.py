@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from reward_models.calibration import pair_metrics
-from reward_models.chat import Text, encode_dialogue, encode_prompt, to_messages
+from reward_models.chat import Text, encode_dialogue, to_messages
 from rlhf.config.schema import Config
-from rlhf.data import Preference, Splits, load_rows
+from rlhf.data import Preference, Splits, Tokens, load_rows
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
 from rlhf.launch.deepspeed import is_main_process
@@ -130,8 +130,8 @@ def _trainer(
     return RewardTrainer(
         model,
         arguments,
-        train_dataset=_tokenised(tokenizer, rows.train),
-        eval_dataset=_tokenised(tokenizer, rows.validation) if rows.validation else None,
+        train_dataset=_tokenised(rows.train),
+        eval_dataset=_tokenised(rows.validation) if rows.validation else None,
         processing_class=tokenizer,
     )
 
@@ -166,20 +166,12 @@ def _build(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase
     return model
 
 
-def _tokenised(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference]) -> Dataset:
-    return Dataset.from_list(
-        [
-            {
-                "chosen_ids": _encode(tokenizer, row.prompt, row.chosen),
-                "rejected_ids": _encode(tokenizer, row.prompt, row.rejected),
-            }
-            for row in rows
-        ]
-    )
+def _tokenised(rows: Sequence[Preference]) -> Dataset:
+    pairs = [row.tokens for row in rows]
+    return Dataset.from_list([{"chosen_ids": c.response, "rejected_ids": r.response} for c, r in pairs])
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: str | None) -> list[int]:
-    """Token ids of the whole conversation, up to the EOS where the score is read."""
-    if response is None:
-        return encode_prompt(tokenizer, prompt)
-    return encode_dialogue(tokenizer, [*to_messages(prompt), {"role": "assistant", "content": response}])
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: str | None) -> Tokens:
+    """The whole conversation, up to the EOS where the score is read; none of it is context only."""
+    assert response is not None  # pairs have two
+    return Tokens([], encode_dialogue(tokenizer, [*to_messages(prompt), {"role": "assistant", "content": response}]))

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from reward_models.chat import Text, encode_prompt, encode_response
 from rlhf.config.schema import Config
-from rlhf.data import Demonstration, load_rows
+from rlhf.data import Demonstration, Tokens, load_rows
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
 from rlhf.launch.deepspeed import world_size
@@ -52,7 +52,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -
     rows = load_rows(
         section.data,
         "demonstrations",
-        encode=lambda prompt, response: _encode(tokenizer, prompt, response)["input_ids"],
+        encode=lambda prompt, response: _encode(tokenizer, prompt, response),
         max_tokens=section.max_tokens,
     )
     report_skipped("sft", rows)
@@ -63,8 +63,8 @@ def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -
         trainer = SFTTrainer(
             model,
             arguments,
-            train_dataset=Dataset.from_list(_tokenised(tokenizer, rows.train)),
-            eval_dataset=_validation_set(_tokenised(tokenizer, rows.validation), arguments.per_device_eval_batch_size),
+            train_dataset=Dataset.from_list(_labelled(rows.train)),
+            eval_dataset=_validation_set(_labelled(rows.validation), arguments.per_device_eval_batch_size),
             processing_class=tokenizer,
         )
         trained = train(trainer, tracker, "sft", section)
@@ -107,15 +107,17 @@ def _build(config: Config, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     return model
 
 
-def _tokenised(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Demonstration]) -> list[dict[str, list[int]]]:
-    return [_encode(tokenizer, row.prompt, row.response) for row in rows]
+def _labelled(rows: Sequence[Demonstration]) -> list[dict[str, list[int]]]:
+    """Token ids of each row, and its labels: the response's ids, EOS included."""
+    tokens = [row.tokens[0] for row in rows]
+    return [
+        {"input_ids": t.context + t.response, "labels": [_NO_LOSS] * len(t.context) + t.response} for t in tokens
+    ]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: str | None) -> dict[str, list[int]]:
-    """Token ids of a row, and its labels: the response's ids, EOS included."""
-    context = encode_prompt(tokenizer, prompt)
-    answer = [] if response is None else encode_response(tokenizer, prompt, response)
-    return {"input_ids": context + answer, "labels": [_NO_LOSS] * len(context) + answer}
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: str | None) -> Tokens:
+    assert response is not None  # demonstrations have one
+    return Tokens(encode_prompt(tokenizer, prompt), encode_response(tokenizer, prompt, response))
 
 
 def _validation_set(rows: list[dict[str, list[int]]], batch_size: int) -> Dataset | None:

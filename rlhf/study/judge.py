@@ -14,7 +14,7 @@ from reward_models.chat import Message, Text, encode_dialogue, to_messages
 from reward_models.scalar import ScalarRewardModel
 from rlhf.config.data import DataConfig
 from rlhf.config.training import RewardConfig
-from rlhf.data import Preference, load_rows
+from rlhf.data import Preference, Tokens, load_rows
 
 __all__ = ["component_values", "judge_values", "last_response", "pair_accuracy"]
 
@@ -54,8 +54,8 @@ def pair_accuracy(judge: ScalarRewardModel, section: RewardConfig, data: DataCon
     """
     whole = DataConfig.model_validate({**data.model_dump(), "validation_fraction": 0.0, "test_fraction": 0.0})
 
-    def encode(prompt: Text, response: str | None) -> list[int]:
-        return encode_dialogue(judge.tokenizer, [*to_messages(prompt), _turn(response or "")])
+    def encode(prompt: Text, response: str | None) -> Tokens:
+        return Tokens([], encode_dialogue(judge.tokenizer, [*to_messages(prompt), _turn(response or "")]))
 
     pairs: list[Preference] = load_rows(whole, "preferences", encode=encode, max_tokens=section.max_tokens).train
     prompts = [pair.prompt for pair in pairs]

@@ -12,7 +12,6 @@ said in `rlhf.study.numbers`.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from rlhf.config.load import LoadedConfig, load_config
 from rlhf.config.schema import Config
 from rlhf.config.yaml_reader import format_value
 from rlhf.errors import StageError
+from rlhf.files.atomic import write_text
 from rlhf.launch.rank import is_main_process
 from rlhf.run.pipeline import folder_of
 from rlhf.run.start import start
@@ -103,12 +103,5 @@ def _conclude(runs: Sequence[tuple[LoadedConfig, LoadedConfig]], root: Path) -> 
     configs = [(own.config, judge.config) for own, judge in runs]
     judged = [judged_run(own, folder_of(own), judge, folder_of(judge)) for own, judge in configs]
     study = {"runs": [run.numbers for run in judged], "pooled": pooled(judged, configs[0][0])}
-    _write(root / "study.md", study_markdown(study, judged[0].samples))
-    _write(root / "study.json", json.dumps(study, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(root / "study.md", study_markdown(study, judged[0].samples))
+    write_text(root / "study.json", json.dumps(study, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -6,7 +6,8 @@ This file describes; nothing is computed here.
 """
 
 from dataclasses import dataclass
-from difflib import get_close_matches
+
+from reward_models.suggest import did_you_mean
 
 __all__ = ["METRICS", "Metric", "describe", "find"]
 
@@ -151,7 +152,9 @@ def describe(name: str) -> Metric:
     """
     metric = find(name)
     if metric is None:
-        near = get_close_matches(name, METRICS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown metric {name!r}{hint} Describe it in rlhf/tracking/metrics.py before logging it")
+        meant = did_you_mean(name, METRICS)
+        raise ValueError(
+            f"unknown metric {name!r}{'; ' + meant if meant else '.'} Describe it in rlhf/tracking/metrics.py before "
+            "logging it"
+        )
     return metric

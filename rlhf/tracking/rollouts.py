@@ -5,7 +5,6 @@ different iterations and runs can be read as one data set. Nothing is shown or c
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlhf.files.atomic import written_file
 from rlhf.tracking.jsonl import finite_or_none
 
 __all__ = ["COLUMNS", "COMPONENT_PREFIX", "TOKEN_COLUMNS", "discard_from", "list_files", "read", "typed_rows", "write"]
@@ -58,10 +58,8 @@ def write(run_dir: Path, rows: Sequence[Mapping[str, Any]], iteration: int) -> P
     types = _column_types(rows)
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema(list(types.items())))
     path = run_dir / "rollouts" / f"iteration_{iteration:06d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".parquet.tmp")
-    pq.write_table(table, unfinished, compression="zstd")
-    os.replace(unfinished, path)
+    with written_file(path) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd")
     return path
 
 

@@ -9,7 +9,7 @@ import pytest
 from reward_models.chat import Text
 from reward_models.errors import ChatFormatError
 from rlhf.config.data import DataConfig
-from rlhf.data import load_rows
+from rlhf.data import Tokens, load_rows
 from rlhf.data.parse import Reason
 from rlhf.errors import DataError
 
@@ -215,11 +215,11 @@ BAD_ROWS: list[tuple[str, Any, str, str]] = [
 ]
 
 
-def encode(prompt: Text, response: str | None) -> list[int]:
+def encode(prompt: Text, response: str | None) -> Tokens:
     if prompt == "unrenderable":
         raise ChatFormatError("roles must alternate")
     text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
-    return [ord(character) for character in text + (response or "")]
+    return Tokens([ord(character) for character in text], [ord(character) for character in response or ""])
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:

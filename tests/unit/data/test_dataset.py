@@ -8,8 +8,9 @@ from typing import Any
 import datasets
 import pytest
 
+import rlhf.data.load
 from rlhf.config.data import DataConfig
-from rlhf.data import Prompt, content_hash, load_rows
+from rlhf.data import Prompt, Tokens, content_hash, load_rows
 from rlhf.errors import DataError
 
 
@@ -157,16 +158,43 @@ def test_an_empty_half_is_an_error_that_says_why() -> None:
     assert raised[0].startswith("rows.jsonl: none of its 1 rows falls into subset ")
 
 
-def test_lengths_are_measured_with_the_whole_row() -> None:
-    seen = []
+def letters(prompt: Any, response: str | None) -> Tokens:
+    """A tokenizer of letters, with 0 as EOS."""
+    return Tokens([ord(letter) for letter in prompt], [] if response is None else [*map(ord, response), 0])
 
-    def encode(prompt: Any, response: str | None) -> list[int]:
-        seen.append((prompt, response))
-        return [0]
 
-    write("rows.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "z"}])
-    load_rows(config("rows.jsonl", validation_fraction=0), "preferences", encode=encode, max_tokens=1)
-    assert seen == [("x", "y"), ("x", "z")]
+def test_rows_keep_the_tokens_by_which_they_were_measured() -> None:
+    write("rows.jsonl", [{"prompt": "ab", "chosen": "c", "rejected": "de"}])
+    one = {"validation_fraction": 0}
+    [pair] = load_rows(config("rows.jsonl", **one), "preferences", encode=letters, max_tokens=5).train
+    assert pair.tokens == (Tokens([97, 98], [99, 0]), Tokens([97, 98], [100, 101, 0]))
+    with pytest.raises(DataError, match="column rejected: 5 tokens with its prompt, 4 are allowed"):
+        load_rows(config("rows.jsonl", **one), "preferences", encode=letters, max_tokens=4)
+    [prompt] = load_rows(config("rows.jsonl", **one), "prompts", encode=letters, max_tokens=2).train
+    assert prompt.tokens == (Tokens([97, 98]),)
+
+
+def test_each_row_is_tokenised_once_and_keeps_its_own_tokens_through_splitting_and_mixing() -> None:
+    write("a.jsonl", [{"prompt": f"a{n}", "completion": f"x{n}"} for n in range(40)])
+    write("b.jsonl", [{"prompt": f"b{n}", "completion": f"y{n}", "topic": n} for n in range(7)])
+    asked: list[tuple[Any, str | None]] = []
+
+    def encode(prompt: Any, response: str | None) -> Tokens:
+        asked.append((prompt, response))
+        return letters(prompt, response)
+
+    splits = load_rows(config("a.jsonl", "b.jsonl"), "demonstrations", encode=encode, max_tokens=99)
+    assert len(asked) == len(set(asked)) == 47
+    assert len(splits.train) > 47  # rows of the small source are repeated
+    for row in splits.train + splits.validation:
+        assert row.tokens == (letters(row.prompt, row.response),)
+
+
+def test_tokens_change_neither_order_nor_splits() -> None:
+    write("rows.jsonl", [{"prompt": f"p{n % 9}", "completion": f"x{n}"} for n in range(60)])
+    plain = load_rows(config("rows.jsonl"), "demonstrations")
+    assert plain.train[0].tokens == ()
+    assert load_rows(config("rows.jsonl"), "demonstrations", encode=letters, max_tokens=99) == plain
 
 
 def test_content_hash_follows_content_not_names() -> None:
@@ -188,12 +216,34 @@ def test_content_hash_of_a_function_follows_its_file_and_args() -> None:
     assert len({first, other_args, hashed()}) == 3
 
 
-def test_content_hash_of_a_hub_data_set_follows_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = []
-    for rows in (numbered(2), numbered(2), numbered(3)):
-        monkeypatch.setattr(datasets, "load_dataset", lambda path, rows=rows, **keys: datasets.Dataset.from_list(rows))
-        hashes.append(content_hash(config("owner/name")))
-    assert hashes[0] == hashes[1] != hashes[2]
+def test_content_hash_of_a_hub_data_set_follows_its_commit_and_reads_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the rows must not be read")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    commits = {("owner/name", None): "a" * 40, ("owner/name", "v2"): "b" * 40}
+    monkeypatch.setattr(rlhf.data.load, "dataset_commit", lambda name, revision: commits[name, revision])
+
+    def hashed(**source: Any) -> str:
+        return content_hash(DataConfig(sources=[{"path": "owner/name", **source}]))
+
+    first = hashed()
+    assert hashed() == first
+    assert len({first, hashed(args={"revision": "v2"}), hashed(split="test"), hashed(args={"name": "x"})}) == 4
+    commits["owner/name", None] = "c" * 40
+    assert hashed() != first
+
+
+def test_a_hub_data_set_of_an_unknown_commit_is_warned_of(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr(rlhf.data.load, "dataset_commit", lambda name, revision: None)
+    assert content_hash(config("owner/name")) == content_hash(config("owner/name"))
+    assert "owner/name: the Hub does not say which commit" in caplog.text
+
+
+def test_content_hash_of_a_misspelt_function_is_an_error() -> None:
+    Path("rows.py").write_text("def load():\n    return []\n")
+    with pytest.raises(DataError, match=r"rows\.py has no function 'laod'; did you mean load\?"):
+        content_hash(config("rows.py:laod"))
 
 
 def test_content_hash_of_a_missing_file_is_an_error() -> None:

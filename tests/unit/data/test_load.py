@@ -126,12 +126,15 @@ def test_a_file_that_cannot_be_read(folder: Path, name: str, content: bytes, mes
             r"^packaged:support/demonstration: no such packaged data set; there are: support/d",
         ),
         ("packaged:../secret", r"^packaged:\.\./secret: no such packaged data set; there are: "),
-        ("my_rows.py:row", r"^my_rows\.py:row: my_rows\.py has no function 'row'; it has rows\."),
-        ("my_rows:value", r"^my_rows:value: my_rows has no function 'value'; it has "),
-        ("my_row.py:rows", r"^my_row\.py:rows: no such file; .* did you mean my_rows\.py\?"),
+        ("my_rows.py:row", r"^my_rows\.py:row: my_rows\.py has no function 'row'; did you mean rows\?$"),
+        ("my_rows:value", r"^my_rows:value: value is 3, which cannot be called; name a function\."),
+        (
+            "my_row.py:rows",
+            r"^my_row\.py:rows: there is no file my_row\.py \(did you mean my_rows\.py\?\)\. Relative paths start at",
+        ),
         (
             "no_module:rows",
-            r"^no_module:rows: cannot import no_module: ModuleNotFoundError: .* path/to/file\.py:function",
+            r"^no_module:rows: importing no_module fails: ModuleNotFoundError: .*'path/to/file\.py:function'",
         ),
         ("my_rows:numbers", r"^my_rows:numbers, row 1: the function yielded int instead of a dict"),
         (
@@ -139,7 +142,7 @@ def test_a_file_that_cannot_be_read(folder: Path, name: str, content: bytes, mes
             r"^my_rows:a_dict returned dict; it must return an iterable of dicts or a datasets\.Dataset",
         ),
         ("my_rows:fails", r"^my_rows:fails raised KeyError: 'column'\. Mend the function or its `args`\."),
-        ("broken.py:rows", r"^broken\.py:rows: running .*broken\.py raised ZeroDivisionError: division by zero\."),
+        ("broken.py:rows", r"^broken\.py:rows: importing broken\.py fails: ZeroDivisionError: division by zero\."),
     ],
 )
 def test_a_source_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Registration, make_text_env for own and foreign ids, and the list of ids."""
+"""Registration, make_text_env for own and foreign ids."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ from gymnasium.spaces import Text
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
 import envs
-from envs import TextEnvError, list_envs, make_text_env
+from envs import TextEnvError, make_text_env
 from envs.conversation import Conversation
 
 PLUGIN = '''
@@ -87,21 +87,6 @@ def test_a_foreign_id_through_its_module(plugin):
     assert info["messages"] == [{"role": "user", "content": "good day"}]
     spoken = "Any response, even beyond the alphabet of its action space."
     assert env.step(spoken)[4]["messages"][1] == {"role": "assistant", "content": spoken}
-
-
-def test_list_has_own_and_foreign_ids_but_not_gymnasiums(plugin):
-    make_text_env(plugin)
-    entries = {entry.id: entry.summary for entry in list_envs()}
-    assert "CartPole-v1" not in entries
-    assert entries["plugin/Echo-v0"] == "Says what it heard."
-    assert entries["rlhf/Prompts-v0"].startswith("One response to one prompt")
-    assert entries["rlhf/Dialogue-v0"].startswith("Several turns")
-    assert list(entries) == sorted(entries)
-
-
-def test_an_id_whose_module_is_gone_is_listed_without_summary(plugin):
-    gymnasium.register("plugin/Gone-v0", entry_point="no_such_module:Env")
-    assert {entry.id: entry.summary for entry in list_envs()}["plugin/Gone-v0"] == ""
 
 
 @pytest.mark.parametrize(

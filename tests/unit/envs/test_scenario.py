@@ -140,7 +140,7 @@ NEED = row()["needs"][0]
     ("changes", "message"),
     [
         ({"opening": None}, "'opening' is None"),
-        ({"opennig": "x"}, "unknown key 'opennig'; did you mean 'opening'"),
+        ({"opennig": "x"}, "unknown key 'opennig'; did you mean opening"),
         ({"zzz": "x"}, "unknown key 'zzz'; allowed are"),
         ({"needs": []}, "'needs' is \\[\\]; it must be a list of at least one need"),
         ({"needs": ["greet"]}, r"needs\[0\]: expected an object"),

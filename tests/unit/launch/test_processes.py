@@ -1,6 +1,9 @@
 """Starting processes: what they find in their environment, and whose exit code counts."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -88,3 +91,42 @@ def test_alone_nothing_is_waited_for():
     processes.join()
     processes.barrier()
     assert processes.gather(["a", "b"]) == ["a", "b"]
+    assert processes.from_first_process(lambda: "plan") == "plan"
+
+
+MEETING = """
+import os
+from pathlib import Path
+from rlhf.errors import ConfigError
+from rlhf.launch.processes import from_first_process, rank
+
+def make():
+    Path(f"made_by_{rank()}").touch()
+    return {"plan": [1, 2]}
+
+def fail():
+    raise ConfigError(f"found by {rank()}")
+
+try:
+    print(from_first_process(make)["plan"], from_first_process(lambda: None))
+    from_first_process(fail)
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_what_the_first_process_makes_or_finds_wrong_all_get(tmp_path):
+    shared = {**os.environ, "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "", **processes.rendezvous()}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING],
+            env={**shared, "RANK": str(number), "LOCAL_RANK": str(number)},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    outputs = [child.communicate(timeout=120)[0] for child in children]
+    assert outputs == ["[1, 2] None\nfound by 0\n"] * 2
+    assert sorted(path.name for path in tmp_path.glob("made_by_*")) == ["made_by_0"]

@@ -131,8 +131,8 @@ async def exiting_async(**_):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (raising, r"KeyError: 'gold' \(test_reward_models_combine.py, line \d+\)"),
-        (raising_async, r"KeyError: 'gold' \(test_reward_models_combine.py, line \d+\)"),
+        (raising, r"KeyError: 'gold' \(test_combine.py, line \d+\)"),
+        (raising_async, r"KeyError: 'gold' \(test_combine.py, line \d+\)"),
         (exiting, "SystemExit: 3"),
         (exiting_async, "ended itself"),
         (constant([1.0]), "it returned 1 values for 3 samples"),

@@ -48,7 +48,7 @@ def test_values(name, args, completion, expected) -> None:
         ("keyword", {"keywords": "refund"}, "must be a list"),
         ("regex", {"pattern": "("}, "not a regular expression"),
         ("repetition", {"ngram_words": 0}, "at least 1"),
-        ("length", {"minimum_wrods": 1, "maximum_words": 4}, "did you mean 'minimum_words'"),
+        ("length", {"minimum_wrods": 1, "maximum_words": 4}, "did you mean minimum_words"),
     ],
 )
 def test_arguments_are_checked_before_anything_is_scored(name, args, message) -> None:

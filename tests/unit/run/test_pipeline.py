@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from rlhf.config.load import load_config
 from rlhf.errors import DataError, StageError
 from rlhf.files.run_folder import STAGES, RunFolder
 from rlhf.run.manifest import Manifest
-from rlhf.run.pipeline import folder_of, run_pipeline
+from rlhf.run.pipeline import Step, folder_of, run_pipeline
 
 CONFIG = """\
 name: fake
@@ -41,7 +40,7 @@ EVALUATION = {
 
 
 class Stages:
-    """Stands in for the four stage modules; remembers what ran and what each saw."""
+    """Stands in for the four stages; remembers what ran and what each saw."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -51,10 +50,10 @@ class Stages:
         self.results: dict = {"loss": 0.5}
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in STAGES:
-            module = ModuleType(f"rlhf.stages.{name}")
-            module.run = lambda config, folder, tracker, name=name: self.run(name, folder, tracker)
-            monkeypatch.setitem(sys.modules, module.__name__, module)
+        functions = {
+            name: lambda config, folder, tracker, name=name: self.run(name, folder, tracker) for name in STAGES
+        }
+        monkeypatch.setattr(rlhf.run.pipeline, "stage_functions", lambda: functions)
 
     def run(self, name: str, folder: RunFolder, tracker) -> dict:
         self.ran.append(name)
@@ -339,7 +338,7 @@ def test_missing_data_of_the_last_stage_is_found_before_the_first_runs(run, stag
 
 
 def test_a_misspelt_reward_function_is_found_before_the_first_stage_runs(run, stages: Stages):
-    with pytest.raises(RewardError, match="no built-in reward 'lenght' \\(did you mean 'length'"):
+    with pytest.raises(RewardError, match="no built-in reward 'lenght' \\(did you mean length"):
         run("ppo.rewards.more.function=lenght")
     with pytest.raises(RewardError, match="has no argument 'loud'"):
         run("ppo.rewards.own.args={loud: 1}")
@@ -396,17 +395,24 @@ def test_the_comparison_and_the_report_are_shown_at_the_end(run, stages: Stages,
     assert f"Report: {folder.report}" in out
 
 
-def test_only_the_first_process_writes(run, stages: Stages, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_other_processes_take_over_the_plan_and_write_nothing(run, stages, monkeypatch: pytest.MonkeyPatch, capsys):
+    def refuse(*_):
+        raise AssertionError("only the first process reads data, models and manifest")
+
     waits: list[int] = []
+    plan = Manifest(Path("unread")), [Step(name, "hash", [], "not finished yet") for name in ("sft", "ppo")]
+    for name in ("fingerprints", "make_plan"):
+        monkeypatch.setattr(rlhf.run.pipeline, name, refuse)
+    monkeypatch.setattr(rlhf.run.pipeline, "from_first_process", lambda make: plan)
     monkeypatch.setattr(rlhf.run.pipeline, "barrier", lambda: waits.append(1))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(Stages, "run", lambda self, name, *_: self.ran.append(name) or {})
     run()
-    assert stages.take() == list(STAGES)
+    assert stages.take() == ["sft", "ppo"]
     assert not Path("runs").exists()
     assert capsys.readouterr().out == ""
-    assert len(waits) == 1 + 3 * len(STAGES)  # as many as in the first process, or one would wait for ever
+    assert len(waits) == 3 * 2  # as many as in the first process, or one would wait for ever
 
 
 def test_a_finished_run_ends_without_importing_torch(run, stages: Stages, tmp_path: Path):

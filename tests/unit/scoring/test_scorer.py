@@ -88,7 +88,7 @@ def test_missing_folder_and_unreachable_hub(tmp_path, data, monkeypatch):
 
 
 def test_unknown_function(tmp_path, data):
-    with pytest.raises(RewardError, match="did you mean 'length'"):
+    with pytest.raises(RewardError, match="did you mean length"):
         build_scorer(config_with(data, {"short": {"function": "lenght"}}), RunFolder(tmp_path))
 
 

@@ -1,0 +1,118 @@
+"""Commands that run stages of a configuration: `run` for all of them, `sft`, `reward`, `ppo` and `evaluate` for one."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf.cli.arguments import ConfigFile, Debug, Overrides, Processes, Zero
+from rlhf.cli.errors import errors_explained
+
+if TYPE_CHECKING:
+    from rlhf.config.load import LoadedConfig
+
+commands = typer.Typer()
+
+
+@commands.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Processes = None,
+    zero: Zero = None,
+    debug: Debug = False,
+) -> None:
+    """Runs all stages of CONFIG, skipping what is finished."""
+    _start(None, config, overrides, processes, zero, debug)
+
+
+@commands.command()
+def sft(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Processes = None,
+    zero: Zero = None,
+    debug: Debug = False,
+) -> None:
+    """Supervised fine-tuning alone."""
+    _start("sft", config, overrides, processes, zero, debug)
+
+
+@commands.command()
+def reward(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Processes = None,
+    zero: Zero = None,
+    debug: Debug = False,
+) -> None:
+    """The reward model alone."""
+    _start("reward", config, overrides, processes, zero, debug)
+
+
+@commands.command()
+def ppo(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Processes = None,
+    zero: Zero = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print how prompts become optimizer steps, and run nothing.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Policy optimisation alone."""
+    if not explain:
+        return _start("ppo", config, overrides, processes, zero, debug)
+    with errors_explained(debug):
+        from rlhf.planning.explain import print_explanation
+
+        print_explanation(_load(config, overrides, processes, zero).config)
+
+
+@commands.command()
+def evaluate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Processes = None,
+    zero: Zero = None,
+    debug: Debug = False,
+) -> None:
+    """The comparison of the policy before and after PPO alone."""
+    _start("evaluate", config, overrides, processes, zero, debug)
+
+
+@commands.command()
+def study(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0,1,2.")] = "0,1,2",
+    debug: Debug = False,
+) -> None:
+    """Repeats CONFIG for several seeds and lets a reward model judge that no policy was trained on."""
+    with errors_explained(debug):
+        from rlhf.launch.accelerate import refuse_unsupported_launch
+        from rlhf.study.study import parse_seeds, run_study
+
+        refuse_unsupported_launch(os.environ)
+        typer.echo(run_study(config, overrides or (), parse_seeds(seeds)).read_text(encoding="utf-8"))
+
+
+def _start(
+    stage: str | None, config: Path, overrides: list[str] | None, processes: int | None, zero: int | None, debug: bool
+) -> None:
+    with errors_explained(debug):
+        from rlhf.launch.accelerate import refuse_unsupported_launch
+        from rlhf.run.start import start
+
+        refuse_unsupported_launch(os.environ)
+        raise typer.Exit(start(_load(config, overrides, processes, zero), stage, sys.argv[1:]))
+
+
+def _load(config: Path, overrides: list[str] | None, processes: int | None, zero: int | None) -> "LoadedConfig":
+    from rlhf.config.load import load_config
+    from rlhf.run.start import distributed_overrides
+
+    return load_config(config, [*(overrides or ()), *distributed_overrides(processes, zero)])
