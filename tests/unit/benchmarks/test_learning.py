@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 from datasets import concatenate_datasets
+from rlhf.trl.bridge import TrlPPOTrainer
 
 from benchmarks import learning
 from benchmarks.learning import STOCK, compare, interval, learn, verdict
 from benchmarks.tasks import ARMS, KEYWORDS, TASKS, trailing_mean
 from benchmarks.trainers import MODES, train
-from rlhf.trl.bridge import TrlPPOTrainer
 from rlhf.trl.token_dataset import score_tokens
 
 

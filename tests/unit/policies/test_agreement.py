@@ -11,8 +11,8 @@ from rlhf.episodes.plan import Start
 from rlhf.errors import ModelError
 from rlhf.generation.torch_generator import TorchGenerator
 from rlhf.models.dropout import disable_dropout
-from rlhf.policies.actor_critic import ActorCritic
 from rlhf.packing.microbatch import microbatches
+from rlhf.policies.actor_critic import ActorCritic
 from rlhf.ppo.batch import collate
 from rlhf.ppo.metrics import sampler_mismatch
 from rlhf.trl.token_dataset import TokenDatasetSource

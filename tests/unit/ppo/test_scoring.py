@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 from ppo_enumerable import PrefixCritic, PrefixPolicy
-from ppo_helpers import EOS, PAD, advantaged, episode, letters_tokenizer, make_ppo, prompts, random_episodes, tiny, with_lora
+from ppo_helpers import (
+    EOS,
+    PAD,
+    advantaged,
+    episode,
+    letters_tokenizer,
+    make_ppo,
+    prompts,
+    random_episodes,
+    tiny,
+    with_lora,
+)
 
 from rlhf.episodes.episode import Episode
 from rlhf.packing.microbatch import microbatches

@@ -10,6 +10,7 @@ from ppo_helpers import advantaged, episode, exact, make_ppo, random_episodes, r
 from transformers import LlamaForSequenceClassification
 
 from rlhf.packing.microbatch import microbatches
+from rlhf.policies.checkpointing import recompute_activations
 from rlhf.ppo.update import minibatch_rows
 
 EPISODES = random_episodes(8)
@@ -195,9 +196,9 @@ def test_oracle_26_activation_checkpointing_runs_blocks_twice_and_changes_nothin
     for switch in (False, True):
         trainer, batch = trainer_and_batch(tmp_path, separate=separate)
         recorded, counter, both = record_steps(trainer), [], trainer.actor_critic
+        if switch:
+            recompute_activations(both)
         for model in {both.policy, both.value_model if separate else both.policy}:
-            if switch:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
             model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, counter=counter: counter.append(1))
         trainer.update(batch, 0)
         gradients += recorded

@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig
 from ppo_helpers import FixedSource, make_trainer, prompts, random_episodes, tiny, weights, with_lora
+from rlhf.trl.bridge import TrlPPOConfig, TrlPPOTrainer
 from transformers import TrainerCallback
 
 from rlhf.ppo.kl import AdaptiveKLController, FixedKLController
 from rlhf.ppo.trainer import PPOTrainer
-from rlhf.trl.bridge import TrlPPOConfig, TrlPPOTrainer
 from rlhf.trl.config import PPOConfig
 
 ROWS = [[3], [4, 5, 6], [5, 5], [6, 7, 3, 3], [7], [3, 4], [4, 4, 4, 4, 4], [6]]
