@@ -75,8 +75,8 @@ def test_sums_equal_a_literal_loop(temperatures, microbatch_tokens):
 
 
 def test_equal_weights_give_equal_numbers_to_the_last_bit():
-    one = response_logprobs(tiny_model(), EPISODES, temperatures=[1.0], microbatch_tokens=20)
-    other = response_logprobs(tiny_model(), EPISODES, temperatures=[1.0], microbatch_tokens=20)
+    one = response_logprobs(asked(tiny_model()), EPISODES, CPU, temperatures=[1.0], microbatch_tokens=20)
+    other = response_logprobs(asked(tiny_model()), EPISODES, CPU, temperatures=[1.0], microbatch_tokens=20)
     np.testing.assert_array_equal(one, other)
 
 
