@@ -1,6 +1,1 @@
 """What every test starts from."""
-
-
-
-
-

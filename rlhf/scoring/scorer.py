@@ -23,9 +23,7 @@ from rlhf.scoring.shared_reward import load_shared_reward_model
 __all__ = ["build_scorer", "load_reward_model"]
 
 
-def build_scorer(
-    config: Config, folder: RunFolder, runtime: Runtime, policy: Any = None
-) -> CombinedReward | None:
+def build_scorer(config: Config, folder: RunFolder, runtime: Runtime, policy: Any = None) -> CombinedReward | None:
     """Load the components of `ppo.rewards`.
 
     Args:

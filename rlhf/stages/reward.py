@@ -51,7 +51,11 @@ def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -
     tokenizer = _tokenizer(config, folder)
     model: Any = _build(config, folder, tokenizer)
     trunk = fingerprint(model)  # now: the weights are whole, whatever DeepSpeed does with them later
-    if runtime.for_model(section.model or config.model).bf16 and (section.model or config.model).lora is not None and config.distributed.zero is None:
+    if (
+        runtime.for_model(section.model or config.model).bf16
+        and (section.model or config.model).lora is not None
+        and config.distributed.zero is None
+    ):
         round_frozen_matrices(model)
     check_positions("reward", section, model)
     rows = load_rows(

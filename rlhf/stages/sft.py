@@ -110,9 +110,7 @@ def _build(config: Config, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
 def _labelled(rows: Sequence[Demonstration]) -> list[dict[str, list[int]]]:
     """Token ids of each row, and its labels: the response's ids, EOS included."""
     tokens = [row.tokens[0] for row in rows]
-    return [
-        {"input_ids": t.context + t.response, "labels": [_NO_LOSS] * len(t.context) + t.response} for t in tokens
-    ]
+    return [{"input_ids": t.context + t.response, "labels": [_NO_LOSS] * len(t.context) + t.response} for t in tokens]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: str | None) -> Tokens:

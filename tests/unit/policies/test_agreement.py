@@ -27,8 +27,7 @@ def count_letters(prompts, completions, completion_ids, **_):
 
 def sampling_trainer(folder, policy, **options):
     defaults = {"max_response_tokens": 12, "temperature": 0.7, "epochs": 1, "batch_size": 3}
-    return make_ppo(policy, reward=count_letters, dataset=prompts(ROWS), **{**defaults, **options}
-    )
+    return make_ppo(policy, reward=count_letters, dataset=prompts(ROWS), **{**defaults, **options})
 
 
 def pollute(policy):

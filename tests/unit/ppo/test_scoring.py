@@ -84,7 +84,8 @@ def test_oracle_16_a_stop_token_of_ones_own(tmp_path):
 
 def test_oracle_16_each_token_pays_its_own_kl_and_the_last_one_gets_the_score(tmp_path):
     episodes = random_episodes(5, seed=2)
-    trainer = make_ppo(tiny().double(), reference=tiny(seed=1).double(), episodes=episodes, kl_coefficient=0.3, temperature=0.7
+    trainer = make_ppo(
+        tiny().double(), reference=tiny(seed=1).double(), episodes=episodes, kl_coefficient=0.3, temperature=0.7
     )
     batch = advantaged(trainer)
     for row, played in enumerate(episodes):

@@ -39,7 +39,11 @@ def test_functions_are_found_in_both_languages(tmp_path):
     assert {name: body.count("return") for name, body in functions(python).items()} == {
         "a": 2, "a.A": 1, "a.A.f": 1, "a.g": 1,
     }  # fmt: skip
-    assert {name: body.count("return") for name, body in functions(cpp).items()} == {"b.cpp": 3, "b.cpp.f": 2, "b.cpp.g": 1}
+    assert {name: body.count("return") for name, body in functions(cpp).items()} == {
+        "b.cpp": 3,
+        "b.cpp.f": 2,
+        "b.cpp.g": 1,
+    }
 
 
 def test_a_fault_whose_source_has_moved_on_says_so():

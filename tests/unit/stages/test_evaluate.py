@@ -186,7 +186,9 @@ def test_bfloat16_samples_from_a_rounded_copy_and_asks_the_masters(tmp_path, dat
     """Log-ratios come from one code on one layout, so those of equal policies are exactly 0 in bfloat16 too."""
     asked, original = [], evaluate.response_logprobs
     monkeypatch.setattr(
-        evaluate, "response_logprobs", lambda policy, *rest, **named: asked.append(policy) or original(policy, *rest, **named)
+        evaluate,
+        "response_logprobs",
+        lambda policy, *rest, **named: asked.append(policy) or original(policy, *rest, **named),
     )
     folder = save_run(tmp_path / "same", ppo_seed=0)
     _, result = run(run_config(data, model={"dtype": "bfloat16"}), folder)

@@ -120,7 +120,9 @@ def test_numbers_of_a_study(config, started, tmp_path):
     assert first["length_ratio"] == pytest.approx(1.5)
     assert first["distinct_2"] == {"before": 0.5, "after": 0.25}
     judge = ScalarRewardModel.from_folder(tmp_path / "runs/demo-study/seed0-judge/reward")
-    scores = {side: judge.score(PROMPTS, [f"{side} {i} 0" for i in range(len(PROMPTS))]) for side in ("before", "after")}
+    scores = {
+        side: judge.score(PROMPTS, [f"{side} {i} 0" for i in range(len(PROMPTS))]) for side in ("before", "after")
+    }
     assert first["judge"]["difference"] == pytest.approx(np.mean(scores["after"] - scores["before"]), rel=1e-9)
     assert first["judge_win_rate"]["value"] == pytest.approx(np.mean(scores["after"] > scores["before"]))
     both = [run["judge"]["difference"] for run in content["runs"]]
