@@ -12,8 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.model import ModelConfig
-from rlhf.cpu import native
-from rlhf.cpu.attention import prefer_fast_attention
+from rlhf.launch.runtime import processor_capabilities
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ def multiplies_bfloat16() -> bool:
     """Whether this machine has instructions for bfloat16 products: those of a GPU, AMX, AVX-512 BF16, or Arm's."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
-    known = native.capabilities()
+    known = processor_capabilities()
     return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
 
 
@@ -54,7 +53,6 @@ def prepare_for_training(model: Any, config: ModelConfig, *, sharded: bool) -> N
     """
     if not uses_bfloat16(config):
         return
-    prefer_fast_attention(model)
     if config.lora is not None and not sharded:
         round_frozen_matrices(model)
 
