@@ -65,7 +65,9 @@ def can_run(block: Block, dtype: torch.dtype) -> bool:
     """Whether the code, which checks nothing, can run a block with products in a precision."""
     parts, norms = (*block.input.projections, *block.output.projections), [block.input.norm, block.output.norm]
     precisions = {by.weight.dtype for by in parts}
-    if len(precisions) > 1 or precisions - {torch.float32, dtype} or {x.dtype for x in norms} != {torch.float32}:
+    if dtype not in (torch.float32, torch.bfloat16) or len(precisions) > 1 or precisions - {torch.float32, dtype}:
+        return False
+    if {x.dtype for x in norms} != {torch.float32}:
         return False
     if any(by.bias is not None and by.bias.dtype != torch.float32 for by in block.input.projections):
         return False

@@ -37,7 +37,7 @@ def can_run(trunk: Any, longest: int) -> bool:
     if longest > LONGEST or trunk.embed_tokens.weight.device.type != "cpu" or not is_readable(trunk):
         return False
     dtype = _dtype(trunk)
-    if dtype not in (torch.float32, torch.bfloat16) or (dtype == torch.bfloat16 and not multiplies_bfloat16()):
+    if dtype == torch.bfloat16 and not multiplies_bfloat16():
         return False
     return all(block.input.size % EVEN == 0 and blocks.can_run(block, dtype) for block in weights_of(trunk))
 
