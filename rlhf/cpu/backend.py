@@ -1,8 +1,8 @@
 """The compiled backend: what `policies.backend` hands out for common decoders on CPUs.
 
-`reason_against` compiles everything once, in seconds, or says why it cannot. What may change after that (dropout, hooks,
-sharded weights, activation checkpointing) is asked at every call, and answered with None: then the caller takes the
-plain way.
+`reason_against` compiles everything once, in seconds, or says why it cannot. What may change after that (dropout,
+hooks, sharded weights, activation checkpointing) is asked at every call, and answered with None: then the caller takes
+the plain way.
 """
 
 from collections.abc import Callable

@@ -193,7 +193,8 @@ class _AttentionInput(torch.autograd.Function):
         rooms = group.rooms(needed)
         x_grad, norm_grad = torch.empty_like(x), x.new_empty(_chunks(len(x)), x.shape[1])
         _call("attention_input_backward", grad.dtype, group, group.described(len(x), narrows, rooms), norm,
-              ctx.epsilon, x, normed=normed, inverse=inverse, grad=grad, x_grad=x_grad, norm_grad=norm_grad)  # fmt: skip
+              ctx.epsilon, x, normed=normed, inverse=inverse, grad=grad, x_grad=x_grad,
+              norm_grad=norm_grad)  # fmt: skip
         of_tensors = _restored(rooms, tensors)
         for number, part in enumerate(torch.split(grad, [len(by.weight) for by in group.projections], 1)):
             if needed[4 * number + 1]:
