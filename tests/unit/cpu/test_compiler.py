@@ -92,11 +92,11 @@ def test_without_a_cache_it_is_compiled_for_one_process(home, source, monkeypatc
 
 @pytest.mark.parametrize("mode", [0o775, 0o757])
 def test_what_others_may_write_to_is_not_loaded(mode, source, compiled, caplog):
-    assert answer(source, "-DNUMBER=42") == 42
+    assert answer(source, f"-DNUMBER={mode}") == mode
     (made,) = (source.parent / "cache" / "rlhf").iterdir()
     made.write_text("not a library")
     made.chmod(mode)
-    assert answer(source, "-DNUMBER=42") == 42
+    assert answer(source, f"-DNUMBER={mode}") == mode
     assert len(compiled) == 2
     assert "others may write to it" in caplog.text
 
