@@ -9,7 +9,8 @@
 
 #include "vectors.h"
 
-constexpr int64_t DEPTH = 256;  // rows of a strip that stay in the first cache
+constexpr int64_t DEPTH = 288;  // rows of a strip that stay in the first cache
+constexpr int64_t MOST = 96;    // rows of a left factor that are taken through a strip at once
 
 // A factor (depth, columns): strips of columns one behind the other, each of which is read from start to end.
 template <class T, int64_t STRIP>
@@ -78,17 +79,28 @@ struct Term {
   const Right<T>& right;
 };
 
-// The sum of products of n rows, filled up to R: f(row, c, sums), R rows and W columns at a time.
+// The sum of products of n rows, filled up to R and at most MOST: f(row, c, sums), R rows and W columns at a time. A part
+// of a strip is read from the first cache for all rows; in the meantime their sums lie in memory.
 template <class T, class Function>
 static inline void times(int64_t n, std::initializer_list<Term<T>> terms, Function f) {
+  alignas(64) float kept[MOST * V * W];
+  int64_t parts = 0;
+  for (const Term<T>& term : terms) parts += (term.right.depth + DEPTH - 1) / DEPTH;
   by_vectors(terms.begin()->right.columns, [&](auto v, int64_t c) {
-    for (int64_t row = 0; row < n; row += R) {
-      Vector sums[v][R] = {};
-      for (const Term<T>& term : terms)
-        multiply(term.left + row * term.row, term.row, PAIRED<T>, term.right.depth, term.right.data + c * term.right.depth,
-                 v * W, sums);
-      for (int i = 0; i < v; i++) f(row, c + i * W, sums[i]);
-    }
+    int64_t part = 0;
+    for (const Term<T>& term : terms)
+      for (int64_t k = 0; k < term.right.depth; k += DEPTH, part++)
+        for (int64_t row = 0; row < n; row += R) {
+          Vector sums[v][R] = {};
+          float* own = kept + row * v * W;
+          for (int i = 0; i < v * R && part; i++) sums[i / R][i % R] = vector_of(own + i * W);
+          multiply(term.left + row * term.row + k, term.row, PAIRED<T>, std::min(DEPTH, term.right.depth - k),
+                   term.right.data + c * term.right.depth + k * v * W, v * W, sums);
+          if (part + 1 < parts)
+            for (int i = 0; i < v * R; i++) *(Vector*)(own + i * W) = sums[i / R][i % R];
+          else
+            for (int i = 0; i < v; i++) f(row, c + i * W, sums[i]);
+        }
   });
 }
 

@@ -118,7 +118,8 @@ def _adapters(layer: Any) -> list[str]:
 
 def epsilon(norm: Any) -> float:
     """Read what transformers' norms and torch's call differently."""
-    return float(norm.eps if type(norm) is nn.RMSNorm else norm.variance_epsilon)
+    found: float = norm.eps if type(norm) is nn.RMSNorm else norm.variance_epsilon
+    return found
 
 
 def _projection(layer: Any) -> Projection:
