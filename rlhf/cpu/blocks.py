@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from rlhf.cpu import compiler
 from rlhf.cpu.weights import AttentionInput, Block, BlockOutput, Projection
-from rlhf.packing.packed import rounded_up
 
 _SOURCE = Path(__file__).with_name("blocks.cpp")
 _EVEN = 16  # what widths must divide by; the ranks of adapters are filled up to it
-_CHUNK = 48  # tokens that a thread takes through all products of a half
+_CHUNKS = (48, 96)  # tokens that a thread takes through all products of a half: of few tokens, and of many
+_MANY = 384  # from here on there are enough chunks for every thread, and weights are read half as often
 
 
 class _Projection(ctypes.Structure):
@@ -156,7 +156,7 @@ def _call(name: str, dtype: torch.dtype, group: _Group, parts: Any, norm: Tensor
         x: (n, D) float32.
         more: By their names, None for what there is not.
     """
-    given = {"n": len(x), "chunk": _CHUNK, "size": x.shape[1], "norm": norm, "x": x, **more}
+    given = {"n": len(x), "chunk": _chunk(len(x)), "size": x.shape[1], "norm": norm, "x": x, **more}
     call = _Call(
         epsilon=epsilon, parts=parts,
         **{key: y.data_ptr() if isinstance(y, Tensor) else y for key, y in given.items()},
@@ -165,8 +165,12 @@ def _call(name: str, dtype: torch.dtype, group: _Group, parts: Any, norm: Tensor
     getattr(library(), name)(call, *rounded, torch.get_num_threads())
 
 
+def _chunk(tokens: int) -> int:
+    return _CHUNKS[tokens >= _MANY]
+
+
 def _chunks(tokens: int) -> int:
-    return rounded_up(tokens, _CHUNK) // _CHUNK
+    return -(-tokens // _chunk(tokens))
 
 
 class _AttentionInput(torch.autograd.Function):
