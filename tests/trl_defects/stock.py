@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 from ppo_helpers import EOS, letters_tokenizer, prompts, record_steps, tiny
+from rlhf.trl.bridge import TrlPPOConfig, TrlPPOTrainer
 from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification, TrainerCallback
-
-from rlhf.trl.bridge import TrlPPOConfig, TrlPPOTrainer
 
 MODULE = sys.modules[TrlPPOTrainer.__module__]  # trl.experimental.ppo.ppo_trainer
 VERSION = importlib.metadata.version("trl")

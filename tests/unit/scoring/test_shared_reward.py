@@ -6,9 +6,9 @@ import numpy as np
 import peft
 import pytest
 import torch
+from ppo_helpers import runtime
 from stage_helpers import Recorder, make_config, write_demonstrations, write_preferences
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from ppo_helpers import runtime
 
 from reward_models.normalise import Normalisation
 from reward_models.scalar import ScalarRewardModel

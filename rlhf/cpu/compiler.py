@@ -1,4 +1,8 @@
-"""C++ that lies beside a module: whether to use it, compiling it, and loading it into the process."""
+"""C++ that lies beside a module: compiling it once for this machine, and loading it into the process.
+
+What is compiled is kept in the user's cache for later processes. What the functions mean is known to the modules that
+call this one; nothing is compiled or loaded by importing them.
+"""
 
 import atexit
 import ctypes
@@ -7,93 +11,61 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from rlhf.errors import ModelError
-
 logger = logging.getLogger(__name__)
-_compiling = False
 
 
-def compile_kernels(enabled: bool | None) -> None:
-    """Choose whether C++ is compiled where it is first needed, in seconds, and kept for later processes.
-
-    Args:
-        enabled: None: where there is a C++ compiler.
-
-    Raises:
-        ModelError: There is none, and it was asked for.
-    """
-    global _compiling
-    if enabled and _compiler() is None:
-        raise ModelError("compile_kernels needs a C++ compiler: install g++ (or name one in CXX), or set it to false")
-    _compiling = _compiler() is not None if enabled is None else enabled
-
-
-def compiling() -> bool:
-    """Whether C++ is compiled."""
-    return _compiling
-
-
-def computes(load: Callable[[], Any], dtype: torch.dtype) -> bool:
-    """Whether C++ is compiled, and a library that includes vectors.h has fast products in a precision.
-
-    Args:
-        load: Returns the library, or None; not called for precisions that none of them has.
-        dtype: The precision.
-    """
-    if not _compiling or dtype not in (torch.float32, torch.bfloat16):
-        return False
-    library = load()
-    return library is not None and (dtype == torch.float32 or bool(library.multiplies_bfloat16()))
-
-
-def capabilities() -> Mapping[str, Any]:
-    """What this processor can do, as torch says; nothing, if it is too old a torch to say."""
-    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return known
-
-
-def _compiler() -> str | None:
+def found() -> str | None:
+    """Return the path of a C++ compiler, that of CXX before others, or None."""
     names = (os.environ.get("CXX", "c++"), "g++", "clang++")
-    return next((found for name in names if (found := shutil.which(name))), None)
+    return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def library(source: Path, *options: str, links: Sequence[str] = (), otherwise: str) -> ctypes.CDLL | None:
+def library(source: Path, *options: str) -> ctypes.CDLL | None:
     """Compile a file for this processor, unless that has been done before, and load it.
 
     Args:
         source: The file.
         options: Of the compiler, besides the usual ones. With OpenMP nothing is to be linked: its functions come from
             the library that torch has loaded, and its threads too.
-        links: Options of the linker: the libraries that it needs, besides those that torch shows to everybody.
-        otherwise: What happens without the library, for the warning.
 
     Returns:
         None, behind a warning, if it cannot be compiled or loaded.
     """
-    compiler = str(_compiler())
+    compiler = str(found())
     command = [compiler, "-O3", "-march=native", "-std=c++20", "-fPIC", *options]
     try:
-        made = _folder() / f"{source.stem}-{_fingerprint(source, [*command, *links])}.so"
+        name = f"{source.stem}-{_fingerprint(source, command)}.so"
+        made = _folder() / name
+        if made.exists() and not _is_ours(made):
+            logger.warning("%s is not loaded: others may write to it. It is compiled again for this process", made)
+            made = _temporary_folder() / name
         if not made.exists():
             with tempfile.TemporaryDirectory(dir=made.parent) as folder:
                 compiled, linked = Path(folder) / f"{source.stem}.o", Path(folder) / made.name
                 _run(*command, "-c", source, "-o", compiled)
-                _run(compiler, "-shared", compiled, "-o", linked, *links)
+                _run(compiler, "-shared", compiled, "-o", linked)
+                linked.chmod(0o755)
                 linked.replace(made)  # at once: other processes see all of it or nothing
         return ctypes.CDLL(str(made))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        logger.warning("%s, because %s does not compile: %s", otherwise, source.name, reason)
+        logger.warning("%s does not compile: %s", source.name, reason)
         return None
+
+
+def _is_ours(made: Path) -> bool:
+    """Whether nobody else could have written what is about to be run."""
+    status = made.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _run(*command: str | Path) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.cpu import native
-from rlhf.errors import ModelError
+from rlhf.cpu import compiler
 
 SOURCE = 'extern "C" int answer() { return NUMBER; }\n'
 
@@ -24,18 +23,18 @@ def source(tmp_path, monkeypatch):
 @pytest.fixture
 def compiled(monkeypatch):
     """The files that the compiler was given."""
-    made, run = [], native._run
+    made, run = [], compiler._run
 
     def recorded(*command):
         made.extend(part for part in command if str(part).endswith(".cpp"))
         return run(*command)
 
-    monkeypatch.setattr(native, "_run", recorded)
+    monkeypatch.setattr(compiler, "_run", recorded)
     return made
 
 
 def answer(source, *options):
-    return native.library(source, *options, otherwise="nobody answers").answer()
+    return compiler.library(source, *options).answer()
 
 
 def test_a_file_is_compiled_once(source, compiled):
@@ -47,7 +46,7 @@ def test_a_file_is_compiled_once(source, compiled):
 
 @pytest.mark.parametrize("change", ["source", "header", "options", "compiler", "processor", "torch"])
 def test_what_could_differ_is_compiled_again(change, source, compiled, monkeypatch):
-    first = native._fingerprint(source, ["c++", "-O3"])
+    first = compiler._fingerprint(source, ["c++", "-O3"])
     command = ["c++", "-O3"]
     if change == "source":
         source.write_text(SOURCE + "\n")
@@ -56,20 +55,20 @@ def test_what_could_differ_is_compiled_again(change, source, compiled, monkeypat
     elif change == "options":
         command.append("-g")
     elif change == "compiler":
-        monkeypatch.setattr(native, "_run", lambda *_: "c++ 99")
+        monkeypatch.setattr(compiler, "_run", lambda *_: "c++ 99")
     elif change == "processor":
-        monkeypatch.setattr(native, "_processor", lambda: "another one")
+        monkeypatch.setattr(compiler, "_processor", lambda: "another one")
     else:
-        monkeypatch.setattr(native.torch, "__version__", "99")
-    assert native._fingerprint(source, command) != first
+        monkeypatch.setattr(compiler.torch, "__version__", "99")
+    assert compiler._fingerprint(source, command) != first
     monkeypatch.undo()
 
 
 def test_what_does_not_compile_costs_a_warning(source, caplog):
     with caplog.at_level(logging.WARNING):
-        assert native.library(source, otherwise="nobody answers") is None
+        assert compiler.library(source) is None
     (warning,) = caplog.messages
-    assert warning.startswith("nobody answers, because answer.cpp does not compile: ")
+    assert warning.startswith("answer.cpp does not compile: ")
     assert "NUMBER" in warning
     assert list((source.parent / "cache" / "rlhf").iterdir()) == []
 
@@ -87,38 +86,44 @@ def test_without_a_cache_it_is_compiled_for_one_process(home, source, monkeypatc
             raise RuntimeError("Could not determine home directory.")
 
         monkeypatch.setattr(Path, "home", none)
-    assert native._folder() == native._temporary_folder()
+    assert compiler._folder() == compiler._temporary_folder()
     assert answer(source, "-DNUMBER=42") == 42
 
 
-def test_it_is_the_default_where_there_is_a_compiler(monkeypatch):
-    native.compile_kernels(None)
-    assert native.compiling()
-    native.compile_kernels(False)
-    assert not native.compiling()
-    monkeypatch.setattr(native.shutil, "which", lambda _: None)
-    native.compile_kernels(None)
-    assert not native.compiling()
-    with pytest.raises(ModelError, match="compile_kernels needs a C\\+\\+ compiler"):
-        native.compile_kernels(True)
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_what_others_may_write_to_is_not_loaded(mode, source, compiled, caplog):
+    assert answer(source, f"-DNUMBER={mode}") == mode
+    (made,) = (source.parent / "cache" / "rlhf").iterdir()
+    made.write_text("not a library")
+    made.chmod(mode)
+    assert answer(source, f"-DNUMBER={mode}") == mode
+    assert len(compiled) == 2
+    assert "others may write to it" in caplog.text
+
+
+def test_what_another_user_owns_is_not_loaded(source, compiled, monkeypatch):
+    assert answer(source, "-DNUMBER=41") == 41
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert answer(source, "-DNUMBER=41") == 41
+    assert len(compiled) == 2
 
 
 def test_the_compiler_can_be_named(monkeypatch, source):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert native._compiler() is not None  # g++ or clang++ all the same
+    assert compiler.found() is not None  # g++ or clang++ all the same
     own = source.with_name("own-c++")
     own.write_text("#!/bin/sh\nexit 7\n")
     own.chmod(0o755)
     monkeypatch.setenv("CXX", str(own))
-    assert native._compiler() == str(own)
-    assert native.library(source, otherwise="nobody answers") is None
+    assert compiler.found() == str(own)
+    assert compiler.library(source) is None
 
 
 def test_a_compiler_that_is_not_one_is_no_end(source, monkeypatch, caplog):
     def fails(command, **options):
         raise subprocess.CalledProcessError(1, command, stderr="not a compiler")
 
-    monkeypatch.setattr(native.subprocess, "run", fails)
+    monkeypatch.setattr(compiler.subprocess, "run", fails)
     with caplog.at_level(logging.WARNING):
-        assert native.library(source, otherwise="nobody answers") is None
+        assert compiler.library(source) is None
     assert "not a compiler" in caplog.text
