@@ -12,7 +12,9 @@ from rlhf.config.data import DataConfig
 from rlhf.config.schema import Config
 from rlhf.data import load_rows
 from rlhf.data.split import split_of
+from rlhf.launch.runtime import Runtime
 
+CPU = Runtime(torch.device("cpu"))
 COLOURS = ["red", "green", "blue", "black", "white", "pink"]
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from stage_helpers import Recorder, make_config, mean_response_loss, rows_of, write, write_demonstrations
+from stage_helpers import CPU, Recorder, make_config, mean_response_loss, rows_of, write, write_demonstrations
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward_models.chat import encode_prompt, render_prompt
@@ -22,7 +22,7 @@ def data(tmp_path):
 def run(folder, name="run", seed=0, *, lora=False, dtype="float32", **keys):
     config = make_config(folder, sft={"learning_rate": 3e-3, **keys}, lora=lora, dtype=dtype, seed=seed)
     recorder, target = Recorder(), RunFolder(folder / name)
-    return sft.run(config, target, recorder), recorder, target.sft, config
+    return sft.run(config, target, recorder, CPU), recorder, target.sft, config
 
 
 def weights(folder):
@@ -172,7 +172,7 @@ def test_a_training_that_diverges_says_what_to_do(data):
 def test_a_config_without_the_section_is_refused(data):
     config = make_config(data, reward={})
     with pytest.raises(StageError, match="no section sft"):
-        sft.run(config, RunFolder(data / "run"), Recorder())
+        sft.run(config, RunFolder(data / "run"), Recorder(), CPU)
 
 
 def _rows(folder):
