@@ -170,7 +170,8 @@ def test_same_seed_same_numbers(data):
 @pytest.mark.parametrize("change", [{"microbatch_size": 2}, {"gradient_checkpointing": True}])
 def test_how_a_batch_is_computed_does_not_change_the_numbers(data, change):
     whole, other = run(data), run(data, **change)
-    assert other[1].curve("reward/loss") == pytest.approx(whole[1].curve("reward/loss"), abs=1e-5)
+    for name in ("reward/loss", "reward/gradient_norm", "reward/margin", "reward/max_score", "reward/tokens"):
+        assert other[1].curve(name) == pytest.approx(whole[1].curve(name), abs=2e-5)
     assert other[0]["validation_loss"] == pytest.approx(whole[0]["validation_loss"], abs=1e-5)
 
 
@@ -211,7 +212,7 @@ def test_what_is_missing_is_named(data, tmp_path):
 def test_dropout_on_the_adapters_input_acts(data):
     (_, plain, *_), (_, dropped, *_) = run(data, lora=True), run(data, lora=0.5)
     losses, others = plain.curve("reward/loss"), dropped.curve("reward/loss")
-    assert losses[0] == others[0]  # adapters change nothing at first
+    assert losses[0] == pytest.approx(others[0], abs=1e-6)  # adapters change nothing at first
     assert losses[1:] != others[1:]
 
 
