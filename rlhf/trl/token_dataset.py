@@ -15,10 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from reward_models.combine import CombinedReward, Component
 from rlhf.episodes.episode import Episode
-from rlhf.episodes.rollout import Lengths, Start, check_prompt, response_text
+from rlhf.episodes.lengths import Lengths, check_prompt
+from rlhf.episodes.plan import Start
+from rlhf.episodes.text import response_text
 from rlhf.errors import DataError
+from rlhf.generation.generator import Generator, Request, Sample
 from rlhf.generation.noise import response_key
-from rlhf.generation.sampler import Request, Sampled, Sampler
 from rlhf.packing.packed import PackedRows
 from rlhf.policies import head
 
@@ -74,10 +76,10 @@ class TokenDatasetSource:
         """Rows of the data set."""
         return len(self.prompts)
 
-    def collect(self, sampler: Sampler, starts: Sequence[Start], *, seed: int, iteration: int) -> list[Episode]:
+    def collect(self, generator: Generator, starts: Sequence[Start], *, seed: int, iteration: int) -> list[Episode]:
         """Sample and score one response per start."""
         prompts = [self.prompts[start.index] for start in starts]
-        sampled = sampler(
+        sampled = generator.generate(
             [
                 Request(
                     prompt_ids=prompt,
@@ -92,7 +94,7 @@ class TokenDatasetSource:
         self._score(episodes, sampled)
         return episodes
 
-    def _episode(self, start: Start, prompt: list[int], sampled: Sampled) -> Episode:
+    def _episode(self, start: Start, prompt: list[int], sampled: Sample) -> Episode:
         length = len(sampled.token_ids)
         text = self.tokenizer.decode(prompt, skip_special_tokens=True)
         response = response_text(self.tokenizer, sampled, self.stop_strings)
@@ -112,7 +114,7 @@ class TokenDatasetSource:
             sample_index=start.sample_index,
         )
 
-    def _score(self, episodes: list[Episode], sampled: list[Sampled]) -> None:
+    def _score(self, episodes: list[Episode], sampled: list[Sample]) -> None:
         if self.reward is None:
             return
         for token_reward in self.token_rewards.values():
