@@ -76,7 +76,8 @@ def upload(
     args: PPOConfig, repository: str, message: str | None, token: str | None, revision: str | None, blocking: bool
 ) -> Any:
     """Upload `output_dir` without its checkpoints."""
-    return huggingface_hub.upload_folder(
+    upload_folder: Any = huggingface_hub.upload_folder
+    return upload_folder(
         repo_id=repository,
         folder_path=args.output_dir,
         commit_message=message,

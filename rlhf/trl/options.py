@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from transformers.trainer_pt_utils import AcceleratorConfig
+
 from rlhf.launch.rank import is_main_process
 
 ACTS = frozenset(
@@ -175,8 +177,6 @@ def _at_default(args: Any, field: "dataclasses.Field[Any]") -> bool:
     if value == default or (field.name in WARNED and not value and not default):  # "" and [] of `debug`
         return True
     # What transformers fills in itself comes back when options are copied by `dataclasses.replace`.
-    filled = {"dataloader_pin_memory": not args.use_cpu, "accelerator_config": None}
-    if field.name in filled:
-        filled["accelerator_config"] = type(value)() if dataclasses.is_dataclass(value) else None
-        return bool(value == filled[field.name])
-    return False
+    if field.name == "dataloader_pin_memory":
+        return value is not args.use_cpu
+    return field.name == "accelerator_config" and value == AcceleratorConfig()

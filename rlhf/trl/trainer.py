@@ -84,11 +84,13 @@ class PPOTrainer:
         section = translate.to_section(args, source.num_prompts, longest, runtime.world_size)
         self.args = translate.filled_in(args, section, runtime.world_size)
         stops = translate.stop_token_ids(args, processing_class)
+        generator = TorchGenerator(roles.policy, section.rollout, stops, processing_class.decode, runtime)
+        self._generator, self._runtime = generator, runtime
         self.ppo = PPO(
             section,
             roles,
             source,
-            TorchGenerator(roles.policy, section.rollout, stops, processing_class.decode, runtime),
+            generator,
             runtime,
             seed=args.seed,
             deepspeed=to_deepspeed(args, bf16=runtime.bf16),
@@ -181,11 +183,10 @@ class PPOTrainer:
         if self.eval_dataset is None:
             return
         rows = self.eval_dataset.select(range(min(len(self.eval_dataset), self.args.per_device_eval_batch_size)))
-        runtime, generator = self.ppo.generator.runtime, self.ppo.generator
         source = setup.make_source(
-            self.args, self.processing_class, self.policy_model, rows, self.reward_model, runtime
+            self.args, self.processing_class, self.policy_model, rows, self.reward_model, self._runtime
         )
-        episodes = completions.sample(source, self.policy_model, generator, seed=self.args.seed)
+        episodes = completions.sample(source, self.policy_model, self._generator, seed=self.args.seed)
         if self.accelerator.is_main_process:
             completions.show(episodes)
 
