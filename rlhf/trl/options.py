@@ -176,6 +176,8 @@ def _at_default(args: Any, field: "dataclasses.Field[Any]") -> bool:
         default = field.default_factory()
     if value == default or (field.name in WARNED and not value and not default):  # "" and [] of `debug`
         return True
+    if field.name == "include_num_input_tokens_seen":
+        return value in (False, "no")  # a command line has the first where it says nothing
     # What transformers fills in itself comes back when options are copied by `dataclasses.replace`.
     if field.name == "dataloader_pin_memory":
         return value is not args.use_cpu

@@ -48,7 +48,7 @@ def make_source(
     )
     batch_size = args.local_rollout_forward_batch_size
     return TokenDatasetSource(
-        dataset, tokenizer, lengths, rewards, weights, args.stop_strings, batch_size, bf16=runtime.bf16
+        dataset, tokenizer, lengths, rewards, weights, args.stop_strings or (), batch_size, bf16=runtime.bf16
     )
 
 

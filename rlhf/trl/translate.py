@@ -76,7 +76,7 @@ def to_section(
         given["environment"] = EnvironmentConfig(id="source")
         longest_prompt = args.max_prompt_length or _LONGEST_PROMPT
     given["rollout.max_prompt_tokens"] = args.max_prompt_length or longest_prompt
-    given["rollout.stop_strings"] = list(args.stop_strings)
+    given["rollout.stop_strings"] = list(args.stop_strings or [])
     given["max_gradient_norm"] = args.max_grad_norm or None
     if args.microbatch_tokens is None:
         given["microbatch_tokens"] = args.per_device_train_batch_size * (longest_prompt + args.response_length)

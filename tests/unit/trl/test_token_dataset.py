@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from ppo_helpers import letters_tokenizer, make_trainer, prompts, tiny
+from rlhf.episodes.rollout import Lengths, Start
 from transformers import LlamaForSequenceClassification
 
-from rlhf.episodes.rollout import Lengths, Start
 from rlhf.errors import DataError
 from rlhf.generation.sampler import Sampler, SamplingParameters
 from rlhf.trl.token_dataset import TokenDatasetSource, score_tokens
