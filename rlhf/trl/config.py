@@ -90,10 +90,10 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     bootstrap_truncated: bool = _option(False, "A truncated episode ends with V of its last state.")
     min_response_length: int = _option(0, "The stop token is not sampled before this length, in tokens.")
     max_prompt_length: int | None = _option(None, "Longer prompts are an error, in tokens.")
-    stop_strings: list[str] | None = _option(None, "Text that ends a response.")
+    stop_strings: list[str] | None = field(default=None, metadata={"help": "Text that ends a response."})
     top_k: int | None = _option(None, "Sample from the k likeliest tokens; biases the ratio.")
     top_p: float = _option(1.0, "Sample from the likeliest mass p; biases the ratio.")
-    reward_weights: list[float] | None = _option(None, "Weights of several reward functions; default: all 1.")
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "Of several rewards; default: all 1."})
 
     def __post_init__(self) -> None:
         check_options(self)  # before transformers fills in what was not set

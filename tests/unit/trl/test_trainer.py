@@ -140,15 +140,22 @@ def test_kl_controllers_by_name(tmp_path):
 
 @pytest.mark.parametrize("critic", ["shared", "adapter"])
 def test_recomputed_activations_change_no_weight(tmp_path, critic):
-    ends = []
+    ends, passes = [], []
     for recomputed in (False, True):
         torch.manual_seed(0)
         policy = with_lora(tiny(), target_modules=["q_proj", "v_proj"])
-        made = trainer(tmp_path, policy, critic=critic, gradient_checkpointing=recomputed)
-        assert policy.get_base_model().is_gradient_checkpointing == recomputed
+        made = trainer(tmp_path, policy, critic=critic, gradient_checkpointing=recomputed, total_episodes=8)
+        passes.append(calls_with_gradients(policy.get_base_model().model.layers[0].mlp))
         made.train()
         ends.append(weights(made.actor_critic))
     assert all(torch.allclose(weight, ends[1][name], atol=1e-6) for name, weight in ends[0].items())
+    assert len(passes[1]) == 2 * len(passes[0]) > 0
+
+
+def calls_with_gradients(module):
+    calls = []
+    module.register_forward_pre_hook(lambda *_: calls.append(1) if torch.is_grad_enabled() else None)
+    return calls
 
 
 class Events(TrainerCallback):
