@@ -32,7 +32,7 @@ mutants: $(VENV)/.test
 	$(BIN)/python -m tests.mutants
 
 trl-defects: .trl-1.12
-	PYTHONPATH=.trl-1.12 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trl_defects
+	PYTHONPATH=.trl-1.12 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trl_defects tests/unit/benchmarks/test_learning.py
 
 bench: $(VENV)/.quickstart
 	$(BIN)/python -m benchmarks

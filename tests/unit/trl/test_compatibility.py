@@ -93,10 +93,10 @@ def test_loaders_pad_the_prompts(tmp_path):
 
 def test_without_its_adapters_the_policy_is_the_reference(tmp_path):
     policy, row = with_lora(tiny(), target_modules=["q_proj"]), torch.tensor([[3, 4]])
+    before = policy(row).logits.detach()
+    made = trainer(tmp_path, policy, learning_rate=0.5)
+    made.train()
     with torch.no_grad():
-        before = policy(row).logits
-        made = trainer(tmp_path, policy, learning_rate=0.5)
-        made.train()
         assert not torch.allclose(policy(row).logits, before)
         with made.null_ref_context():
             torch.testing.assert_close(policy(row).logits, before)
@@ -120,7 +120,7 @@ def test_the_model_card_names_where_the_model_comes_from(tmp_path):
     made.create_model_card("mine", dataset_name="someone/prompts", tags="german")
     text = (tmp_path / "README.md").read_text()
     assert "base_model: someone/model" in text
-    assert "- someone/prompts" in text
+    assert "datasets: someone/prompts" in text
     assert "- german" in text
     assert "# mine" in text
 
