@@ -2,6 +2,7 @@
 # make study        the same for three seeds, with a judge that no policy was trained on (about 40 minutes)
 # make test         all tests
 # make mutants      small faults in the PPO engine, one at a time, each of which the fast tests must notice
+# make trl-defects what goes wrong in TRL's own PPO trainer, shown with TRL 1.12.0, the last one that has it
 # make bench        speed, memory and learning against TRL's own PPO trainer (about an hour)
 # make lint         ruff and mypy
 #
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: quickstart study test mutants bench lint
+.PHONY: quickstart study test mutants trl-defects bench lint
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/rlhf run configs/quickstart.yaml
@@ -29,6 +30,9 @@ test: $(VENV)/.test
 
 mutants: $(VENV)/.test
 	$(BIN)/python -m tests.mutants
+
+trl-defects: .trl-1.12
+	PYTHONPATH=.trl-1.12 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trl_defects tests/unit/benchmarks/test_learning.py
 
 bench: $(VENV)/.quickstart
 	$(BIN)/python -m benchmarks
@@ -60,3 +64,7 @@ $(VENV)/.quickstart: $(VENV)/.installed
 $(VENV)/.test: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[test]'
 	@touch $@
+
+# The last TRL with a PPOTrainer, in a folder of its own beside the one that is installed.
+.trl-1.12: | $(VENV)/.test
+	$(PIP) install --target $@ --no-deps trl==1.12.0

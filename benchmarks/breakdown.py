@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.shapes import Shape, build
 from benchmarks.trainers import PHASES, Mode, shape_options, train
 from rlhf.cpu import native_blocks, native_decoding, native_kernels
-from rlhf.ppo import PPOTrainer
+from rlhf.ppo.trainer import PPO
 
 KINDS = ("products", "attention", "other")
 _COMPILED = "compiled "  # before the name of a C++ function, which the profiler would not see
@@ -64,7 +64,7 @@ def _calls_named(module: Any) -> Iterator[None]:
 
 @contextmanager
 def _second_call_profiled(phase: str, taken: Seconds) -> Iterator[None]:
-    plain: Callable[..., Any] = getattr(PPOTrainer, phase)
+    plain: Callable[..., Any] = getattr(PPO, phase)
     calls = iter((False, True))
 
     def watched(*arguments: Any) -> Any:
@@ -78,5 +78,5 @@ def _second_call_profiled(phase: str, taken: Seconds) -> Iterator[None]:
         taken[phase] = {kind: round(value, 4) for kind, value in seconds.items()}
         return result
 
-    with mock.patch.object(PPOTrainer, phase, watched):
+    with mock.patch.object(PPO, phase, watched):
         yield

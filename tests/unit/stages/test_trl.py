@@ -2,13 +2,12 @@
 
 import huggingface_hub.constants
 
-from rlhf.trl import bridge as trl_bridge
+from rlhf.stages import trl
 
 
 def test_the_classes_are_trls_own():
-    for name in trl_bridge.__all__:
-        assert getattr(trl_bridge, name).__module__.startswith("trl."), name
-    assert trl_bridge.TrlPPOTrainer.__name__ == "PPOTrainer"
+    for name in trl.__all__:
+        assert getattr(trl, name).__module__.startswith("trl."), name
 
 
 def test_telemetry_is_off():
