@@ -23,6 +23,8 @@ from rlhf.tracking.jsonl import read_series
 README = (ROOT / "README.md").read_text("utf-8")
 TINY_MODEL = {"architecture": {"hidden_size": 16, "layers": 1, "heads": 2}, "tokenizer": {"vocab_size": 300}}
 UNTRACKED = {"wandb": {"mode": "disabled"}, "tensorboard": False, "report": False}
+# The tiny model needs texts to train its tokenizer on.
+SFT = {"data": {"path": "packaged:customer_service/demonstrations"}, "max_steps": 1}
 ROOM = 8  # tokens of a response
 SHORT = {"iterations": 1, "episodes_per_iteration": 8, "epochs": 1, "minibatches": 1}
 
@@ -121,13 +123,13 @@ def test_reward_functions_of_trl(tmp_path):
 @pytest.mark.slow
 def test_the_environment_of_the_readme_trains(tmp_path):
     write_files(tmp_path)
-    assert more_than_one_turn(run_small(tmp_path, "guess"))
+    assert more_than_one_turn(run_small(tmp_path, "guess", sft=SFT))
 
 
 @pytest.mark.slow
 def test_dialogue_trains_on_the_rewards_of_its_turns(tmp_path):
     shutil.copy(ROOT / "configs" / "dialogue.yaml", tmp_path)
-    assert more_than_one_turn(run_small(tmp_path, "dialogue", sft=None))
+    assert more_than_one_turn(run_small(tmp_path, "dialogue", sft=SFT))
 
 
 def more_than_one_turn(curves: dict[str, list[tuple[int, float]]]) -> bool:
