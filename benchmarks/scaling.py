@@ -2,7 +2,7 @@
 
 Trains random Llamas with our trainer and changes one thing at a time: episodes of a batch, tokens of a response, size
 of the model. Every point is the median of several iterations behind one that warms up. The longest responses are also
-profiled. Writes benchmarks/results/scaling.json, docs/scaling.png and the figures in docs/scaling.md, which it also prints.
+profiled. Writes benchmarks/results/scaling.json, docs/scaling.png and the figures in docs/scaling.md, which it prints.
 """
 
 import argparse
