@@ -2,7 +2,7 @@
 
 Each form is a process of its own, which makes the roles as the PPO stage makes them and plays one iteration. Weights
 and optimizer states are counted tensor by tensor, shared memory once; peaks are the operating system's. Prints a table
-and writes benchmarks/memory.json. Linux only, as it reads /proc.
+and writes benchmarks/results/memory.json. Linux only, as it reads /proc.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).with_name("memory.json")
+RESULTS = Path(__file__).parent / "results" / "memory.json"
 CONFIG = Path("configs/quickstart.yaml")
 # The quickstart without its SFT stage; its reward model is as deep as the policy here, so that it can share the trunk.
 COMMON = ("sft=null", "evaluate=null", "reward.model=null", "ppo.iterations=1")
