@@ -99,7 +99,9 @@ class SFTTrainer(PackedTrainer, TrlSFTTrainer):  # type: ignore[misc]  # trl has
 
     def __init__(self, model: nn.Module, arguments: Any, runtime: Runtime, **kwargs: Any) -> None:
         super().__init__(model, arguments, data_collator=collate, **kwargs)
-        self.model_accepts_loss_kwargs = True  # the loss below is divided by all tokens of the step, not of a microbatch
+        self.model_accepts_loss_kwargs = (
+            True  # the loss below is divided by all tokens of the step, not of a microbatch
+        )
         self.reading = partial(read_responses, DecoderOnly(self.model, runtime))
         self.tokens = 0  # of all training rows so far, in this process
 
