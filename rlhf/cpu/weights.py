@@ -118,8 +118,8 @@ def _adapters(layer: Any) -> list[str]:
 
 def epsilon(norm: Any) -> float:
     """Read what transformers' norms and torch's call differently."""
-    found: float = norm.eps if type(norm) is nn.RMSNorm else norm.variance_epsilon
-    return found
+    found: Any = norm
+    return float(found.eps if type(norm) is nn.RMSNorm else found.variance_epsilon)
 
 
 def _projection(layer: Any) -> Projection:
