@@ -1,8 +1,8 @@
 """What the SFT and the reward-model trainer share: how the model is called, validated and reported.
 
-TRL's trainers keep the loop, the optimizer and the processes. The model is read as in PPO, on packed rows and only where
-the loss looks: so its forward pass is ours while it trains, behind whatever is wrapped around it (DDP, a DeepSpeed
-engine, autocast). Losses are the stages'.
+TRL's trainers keep the loop, the optimizer and the processes. The model is read as in PPO, on packed rows and only
+where the loss looks: so its forward pass is ours while it trains, behind whatever is wrapped around it (DDP, a
+DeepSpeed engine, autocast). Losses are the stages'.
 """
 
 import math

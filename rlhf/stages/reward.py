@@ -1,11 +1,10 @@
 """The reward-model stage: a scalar model learns from pairs which of two responses people prefer.
 
 Bradley-Terry (Ouyang et al., 2022, equation 1): P(chosen wins) = sigmoid(score(chosen) - score(rejected)); the loss is
-the mean negative log-likelihood of the pairs, in nats. Both responses of a pair are read in one pass, their prompt once.
-The loop is TRL's `RewardTrainer`; what it shares with the SFT stage stands in `supervised.py` and `packed_trainer.py`.
-Afterwards `normalisation.py` gives scores mean 0 and variance 1 on the SFT policy's responses. Writes a folder that
-`AutoModelForSequenceClassification` loads, and in it, if the model is the SFT policy's trunk with LoRA, the adapter that
-was not merged: PPO may run it on the policy's own trunk.
+the mean negative log-likelihood of the pairs, in nats. How the model is read is `reward_trainer.py`'s matter, what the
+stage shares with the SFT stage is in `supervised.py`. Afterwards `normalisation.py` gives scores mean 0 and variance 1
+on the SFT policy's responses. Writes a folder that `AutoModelForSequenceClassification` loads, and in it, if the model
+is the SFT policy's trunk with LoRA, the adapter that was not merged: PPO may run it on the policy's own trunk.
 """
 
 import tempfile

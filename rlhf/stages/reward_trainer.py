@@ -22,7 +22,7 @@ from rlhf.policies.decoder_only import DecoderOnly
 from rlhf.stages.packed_trainer import PackedTrainer, padded
 from rlhf.stages.trl import TrlRewardTrainer
 
-__all__ = ["RewardTrainer", "collate", "pair_loss", "reads_last_token", "score_padded", "score_packed"]
+__all__ = ["RewardTrainer", "collate", "pair_loss", "reads_last_token", "score_packed", "score_padded"]
 
 
 class RewardTrainer(PackedTrainer, TrlRewardTrainer):  # type: ignore[misc]  # trl has no types
@@ -68,7 +68,7 @@ class RewardTrainer(PackedTrainer, TrlRewardTrainer):  # type: ignore[misc]  # t
         scores = model(**inputs).view(2, -1)
         self.tokens += int(inputs["lengths"].sum())
         self.scored.append(scores.detach())
-        return pair_loss(*scores, self.args.center_rewards_coefficient)
+        return pair_loss(scores[0], scores[1], self.args.center_rewards_coefficient)
 
     def report(self) -> dict[str, float]:
         """Scores of the pairs since the last log, and training tokens so far."""

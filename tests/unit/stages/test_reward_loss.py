@@ -1,4 +1,4 @@
-"""Scores and the reward loss against one row at a time in plain transformers; encoders, which are called as they are."""
+"""Scores and the reward loss against one row at a time in plain transformers; encoders are called as they are."""
 
 import math
 

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from rlhf.files.run_folder import RunFolder
 from rlhf.policies.decoder_only import DecoderOnly
-from rlhf.stages import sft
+from rlhf.stages import sft, sft_trainer
 from rlhf.stages.packed_trainer import PackedTrainer
 
 FAMILIES = ["llama", "gpt2", "opt"]
@@ -27,11 +27,11 @@ def as_dicts(rows):
 
 
 def batch_of(rows):
-    return sft.collate(as_dicts(rows))
+    return sft_trainer.collate(as_dicts(rows))
 
 
 def logprobs(model, batch, **keys):
-    return sft.read_responses(DecoderOnly(model, CPU), *sft.response_tokens(batch), **keys)
+    return sft_trainer.read_responses(DecoderOnly(model, CPU), *sft_trainer.response_tokens(batch), **keys)
 
 
 def oracle(model, rows):
@@ -83,7 +83,7 @@ def test_no_logits_are_made_where_nothing_is_predicted(monkeypatch):
 
 
 def test_a_prompt_is_read_once_for_all_rows_that_begin_with_it():
-    rows, *_ = sft.response_tokens(batch_of(ROWS[:2]))
+    rows, *_ = sft_trainer.response_tokens(batch_of(ROWS[:2]))
     assert len(rows.input_ids) == len(PROMPT) + 3 + 6 - 1  # both responses begin with 9, too
 
 
