@@ -52,7 +52,7 @@ def _kept(products: Tensor, cos: Tensor, sin: Tensor, rows: PackedRows, queries:
     """The keys, rotated, and the values of padded rows, (b, K, l, d), of what `attention_input` makes of tokens."""
     heads = products.view(len(products), -1, size)
     key, value = heads[:, queries:].chunk(2, 1)
-    return [rows.split_heads(_rotated(key, cos, sin)), rows.split_heads(value)]
+    return [rows.pad(heads).transpose(1, 2) for heads in (_rotated(key, cos, sin), value)]
 
 
 def run(trunk: Any, rows: PackedRows, read: Tensor, keep: Keep | None = None) -> Tensor:

@@ -6,7 +6,6 @@ import importlib.metadata
 import pytest
 import torch
 from datasets import concatenate_datasets
-from rlhf.trl.bridge import TrlPPOTrainer
 
 from benchmarks import learning
 from benchmarks.learning import STOCK, compare, interval, learn, verdict

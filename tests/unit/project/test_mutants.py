@@ -48,7 +48,7 @@ def test_functions_are_found_in_both_languages(tmp_path):
 
 def test_a_fault_whose_source_has_moved_on_says_so():
     fault = FAULTS[0]
-    with pytest.raises(FaultError, match="0 functions are called nowhere.nothing"):
+    with pytest.raises(FaultError, match=r"0 functions are called nowhere\.nothing"):
         Fault("x", "nowhere.nothing", "a", "b", "").path(ROOT)
     gone = Fault(fault.name, fault.function, "something else", "b", "")
     with pytest.raises(FaultError, match=rf"{fault.name}.* stands 0 times in {fault.function}"):
