@@ -82,6 +82,7 @@ def test_the_bandit_starts_at_its_reference_and_says_arms_alone():
 
 
 @needs_stock
+@pytest.mark.filterwarnings("ignore:.*trl.experimental")
 def test_both_trainers_read_the_same_score():
     """Keywords of the response count, those of the prompt do not; TRL's trainer pads on the left, ours on the right."""
     from trl.experimental.utils import get_reward
