@@ -100,5 +100,5 @@ def _load_model(name: str, path: str, runtime: Runtime) -> ScalarRewardModel:
 
 
 def _from_folder(path: Path, runtime: Runtime) -> ScalarRewardModel:
-    dtype = "bfloat16" if runtime.bf16 else "float32"
-    return ScalarRewardModel.from_folder(path, device=str(runtime.device), dtype=dtype)
+    device = str(runtime.device)
+    return ScalarRewardModel.from_folder(path, device=device, dtype="bfloat16" if runtime.bf16 else "float32")

@@ -15,7 +15,7 @@ from rlhf.models.adapters import wrap
 from rlhf.models.dropout import disable_dropout
 from rlhf.models.load import max_positions
 from rlhf.models.precision import round_frozen_matrices
-from rlhf.policies.actor_critic import ActorCritic, AdapterCritic, SharedCritic
+from rlhf.policies.actor_critic import ActorCritic
 from rlhf.policies.head import unwrapped
 from rlhf.ppo.roles import Roles
 from rlhf.trl.config import PPOConfig
@@ -82,25 +82,3 @@ def prepare_rewards(reward_model: Any, actor_critic: ActorCritic, device: torch.
                 parameter.requires_grad_(False)
         if bf16:
             round_frozen_matrices(module)
-
-
-def recompute_activations(args: PPOConfig, actor_critic: ActorCritic) -> None:
-    """Let policy and critic recompute activations in the backward pass, if `gradient_checkpointing` asks for it."""
-    if not args.gradient_checkpointing:  # transformers keeps it equal to activation_checkpointing, its new name
-        return
-    options: dict[str, Any] = dict(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
-    critic = actor_critic.value_model
-    if isinstance(critic, AdapterCritic):
-        if options.get("use_reentrant"):
-            raise ModelError("gradient_checkpointing_kwargs: use_reentrant true does not go with critic 'adapter'")
-        options = {"use_reentrant": False, **options, "context_fn": actor_critic.adapters.checkpoint_contexts}
-    for model in (actor_critic.policy, critic):
-        if model is not None and not isinstance(model, SharedCritic):
-            _recompute(model, options)
-
-
-def _recompute(model: Any, options: dict[str, Any]) -> None:
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable(options)
-    if isinstance(model, PeftModel):
-        model.enable_input_require_grads()

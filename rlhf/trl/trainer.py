@@ -16,6 +16,7 @@ from transformers.trainer_utils import enable_full_determinism
 
 from rlhf.episodes.plan import EpisodeSource
 from rlhf.generation.torch_generator import TorchGenerator
+from rlhf.policies.checkpointing import recompute_activations
 from rlhf.ppo.trainer import PPO, Iteration
 from rlhf.trl import checkpoints, compatibility, completions, hub, setup, translate
 from rlhf.trl.callbacks import Callbacks
@@ -99,7 +100,8 @@ class PPOTrainer:
             on_iteration=self._after_iteration,
         )
         self._name_parts(roles.policy)
-        setup.recompute_activations(args, self.actor_critic)
+        if args.gradient_checkpointing:  # transformers keeps it equal to activation_checkpointing, its new name
+            recompute_activations(self.actor_critic, args.gradient_checkpointing_kwargs)
         sharded = self.is_deepspeed_enabled  # DeepSpeed wants all weights in one precision
         setup.prepare_rewards(
             reward_model, self.actor_critic, self.accelerator.device, bf16=runtime.bf16 and not sharded
