@@ -51,7 +51,7 @@ class Stages:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         functions = {
-            name: lambda config, folder, tracker, name=name: self.run(name, folder, tracker) for name in STAGES
+            name: lambda config, folder, tracker, runtime, name=name: self.run(name, folder, tracker) for name in STAGES
         }
         monkeypatch.setattr(rlhf.run.pipeline, "stage_functions", lambda: functions)
 

@@ -43,7 +43,7 @@ def data(tmp_path_factory):
     write_demonstrations(folder / "demonstrations.jsonl")
     write_preferences(folder / "preferences.jsonl")
     for stage in (sft, reward):
-        stage.run(config_in(folder), RunFolder(folder / "run"), Recorder())
+        stage.run(config_in(folder), RunFolder(folder / "run"), Recorder(), runtime())
     return folder
 
 
@@ -133,7 +133,7 @@ def test_no_adapter_is_kept_of_a_model_of_another_kind(data, tmp_path):
         folder = RunFolder(tmp_path / name)
         folder.root.mkdir()
         folder.sft.symlink_to(data / "run" / "sft")
-        reward.run(config, folder, Recorder())
+        reward.run(config, folder, Recorder(), runtime())
         assert (folder.reward / "model.safetensors").is_file()
         assert not (folder.reward / ADAPTER).exists()
 
@@ -189,7 +189,7 @@ def test_one_trunk_serves_four_roles_in_a_whole_stage(data):
         for stage in ("sft", "reward"):
             (run.root / stage).symlink_to(data / "run" / stage)
         recorder = StageRecorder()
-        ppo.run(config, run, recorder)
+        ppo.run(config, run, recorder, runtime())
         scores[name] = recorder.curve("ppo/score")
         assert not any(part in file.name for file in run.ppo.rglob("*") for part in ("reward",))
         assert {entry.name for entry in (run.ppo / "critic").iterdir()} == {

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,9 +31,9 @@ def folder(tmp_path):
     return save_run(tmp_path / "run")
 
 
-def run(config, folder):
+def run(config, folder, on=None):
     with Tracker.open(folder.root, config.tracking, {}, "evaluate") as tracker:
-        returned = evaluate.run(config, folder, tracker, runtime())
+        returned = evaluate.run(config, folder, tracker, on or runtime())
     return returned, json.loads(folder.evaluate.read_text("utf-8"))
 
 
@@ -238,9 +239,8 @@ def test_the_other_processes_write_nothing(data, folder, monkeypatch):
         waited.append(True)
         folder.evaluate.write_text(json.dumps({"prompts": 1, "metrics": {"score": {}}, "win_rate": {}}))
 
-    monkeypatch.setattr(evaluate, "is_main_process", lambda: False)
     monkeypatch.setattr(evaluate, "barrier", first_process_writes)
     monkeypatch.setattr(evaluate, "load_policy", None)
-    returned, _ = run(run_config(data), folder)
+    returned, _ = run(run_config(data), folder, replace(runtime(), rank=1, world_size=2))
     assert waited == [True]
     assert returned == {"prompts": 1, "score": {}, "win_rate": {}}
