@@ -4,6 +4,7 @@
 # make test-fast    those that take no whole run: all but the ones marked slow
 # make test-lowest  the same with the oldest versions that pyproject.toml allows, in an environment of its own (7 GB)
 # make mutants      small faults in the PPO engine, one at a time, each of which the fast tests must notice
+# make trl-defects what goes wrong in TRL's own PPO trainer, shown with TRL 1.12.0, the last one that has it
 # make bench        speed, memory and learning against TRL's own PPO trainer (about an hour)
 # make lint         ruff and mypy
 #
@@ -21,10 +22,10 @@ WORKERS ?= 2
 # One thread each: the workers share the processor, and torch would start a thread per core in every one of them.
 PYTEST := -m pytest -n $(WORKERS)
 
-.PHONY: quickstart study test test-fast test-lowest mutants bench lint
+.PHONY: quickstart study test test-fast test-lowest mutants trl-defects bench lint
 
 quickstart: $(VENV)/.quickstart
-	@$(BIN)/rlhf run configs/quickstart.yaml
+	$(BIN)/rlhf run configs/quickstart.yaml
 
 # Reward model and judge see half of the pairs each: two epochs are as many steps as the quickstart's one.
 study: $(VENV)/.quickstart
@@ -41,6 +42,9 @@ test-lowest: $(LOWEST)/.test
 
 mutants: $(VENV)/.test
 	$(BIN)/python -m tests.mutants
+
+trl-defects: .trl-1.12
+	PYTHONPATH=.trl-1.12 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trl_defects tests/unit/benchmarks/test_learning.py
 
 bench: $(VENV)/.quickstart
 	$(BIN)/python -m benchmarks
@@ -78,3 +82,7 @@ $(LOWEST)/.test: pyproject.toml constraints-lowest.txt
 	@$(LOWEST_PYTHON) -m venv $(LOWEST)
 	@$(LOWEST)/bin/python $(INSTALL) --constraint constraints-lowest.txt --editable '.[test]'
 	@touch $@
+
+# The last TRL with a PPOTrainer, in a folder of its own beside the one that is installed.
+.trl-1.12: | $(VENV)/.test
+	@$(BIN)/python $(INSTALL) --target $@ --no-deps trl==1.12.0

@@ -2,7 +2,7 @@
 
 Each measurement is a process of its own, with a seed of its repetition; trainers alternate, so that what else the
 machine does falls on all. Every trainer is measured at least once. Settings of TRL that were clearly slower than its
-best ones are left out from then on, and marked. Prints tables and writes benchmarks/results.json.
+best ones are left out from then on, and marked. Prints tables and writes benchmarks/results/speed.json.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from benchmarks.machine import GEMM_SIZE, describe, gemm_rates
 from benchmarks.shapes import SHAPES, build
 from benchmarks.trainers import MODES, PHASES, modes_here
 
-RESULTS = Path(__file__).with_name("results.json")
+# Of the machine measured last; results of others are kept beside it.
+RESULTS = Path(__file__).parent / "results" / "speed.json"
 RUNS = Path("runs/benchmarks")
 # TRL's settings that keep float32 masters; the fastest one counts. bfloat16 weights without masters are shown besides.
 TRL_BEST = ("trl_fp32", "trl_autocast", "trl_autocast_eager")

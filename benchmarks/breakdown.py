@@ -6,6 +6,7 @@ The profiler costs time itself, most where operations are small: these seconds a
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -13,19 +14,16 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.shapes import Shape, build
 from benchmarks.trainers import PHASES, Mode, shape_options, train
-from rlhf.cpu import native_blocks, native_decoding, native_kernels
-from rlhf.ppo import PPOTrainer
+from rlhf.cpu import attention, blocks, decoding, output_layer
+from rlhf.ppo.trainer import PPO
 
 KINDS = ("products", "attention", "other")
 _COMPILED = "compiled "  # before the name of a C++ function, which the profiler would not see
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", *(_COMPILED + name for name in (
-    "decode_float32", "decode_bfloat16", "product_float32", "rounded_product",
-    "project", "project_backward", "finish", "finish_backward",
+    "attention_input", "attention_input_backward", "block_output", "block_output_backward",
+    "decode", "product_float32", "rounded_product",
 )))  # fmt: skip  # compiled decoding and blocks are mostly products
-_ATTENTION = (  # of models/attention.py and models/native_attention.py
-    "aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data",
-    "_NativeAttention", "_NativeAttentionBackward",
-)  # fmt: skip
+_ATTENTION = (_COMPILED + "attention", "aten::bmm", "aten::_softmax", "aten::_softmax_backward_data")
 
 Seconds = dict[str, dict[str, float]]
 
@@ -42,29 +40,34 @@ def breakdown(mode: Mode, shape: Shape) -> Seconds:
     taken: Seconds = {}
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
-        for module in (native_blocks, native_decoding, native_kernels):
-            stack.enter_context(_calls_named(module))
+        for module in (attention, blocks, decoding, output_layer):
+            if (library := module.library()) is not None:
+                stack.enter_context(mock.patch.object(module, "library", partial(_Named, library)))
         for phase in PHASES:
             stack.enter_context(_second_call_profiled(phase, taken))
         train(mode, build(shape, None), shape_options(shape, 2))
     return taken
 
 
-@contextmanager
-def _calls_named(module: Any) -> Iterator[None]:
-    call = module._call
+class _Named:
+    """A compiled library whose functions the profiler sees."""
 
-    def named(name: str, *arguments: Any, **more: Any) -> None:
-        with record_function(_COMPILED + name):
-            call(name, *arguments, **more)
+    def __init__(self, library: Any) -> None:
+        self.library = library
 
-    with mock.patch.object(module, "_call", named):
-        yield
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self.library, name)
+
+        def named(*arguments: Any) -> Any:
+            with record_function(_COMPILED + name):
+                return function(*arguments)
+
+        return named
 
 
 @contextmanager
 def _second_call_profiled(phase: str, taken: Seconds) -> Iterator[None]:
-    plain: Callable[..., Any] = getattr(PPOTrainer, phase)
+    plain: Callable[..., Any] = getattr(PPO, phase)
     calls = iter((False, True))
 
     def watched(*arguments: Any) -> Any:
@@ -78,5 +81,5 @@ def _second_call_profiled(phase: str, taken: Seconds) -> Iterator[None]:
         taken[phase] = {kind: round(value, 4) for kind, value in seconds.items()}
         return result
 
-    with mock.patch.object(PPOTrainer, phase, watched):
+    with mock.patch.object(PPO, phase, watched):
         yield

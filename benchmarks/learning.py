@@ -33,7 +33,7 @@ from benchmarks.machine import describe
 from benchmarks.tasks import TASKS
 from benchmarks.trainers import MODES, modes_here, train
 
-RESULTS = Path(__file__).with_name("learning.json")
+RESULTS = Path(__file__).parent / "results" / "learning.json"
 STOCK, OURS = "trl_fp32", [mode for mode in ("fp32", "bf16", "best") if mode in modes_here()]
 NEGLIGIBLE, TOLERABLE = 0.01, 0.10  # of what TRL's trainer learnt
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlhf.models.precision import multiplies_bfloat16
+from rlhf.launch.runtime import multiplies_bfloat16
 
 GEMM_SIZE = 2048  # square: large enough to hide what a call costs, small enough to be repeated often
 

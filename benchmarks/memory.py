@@ -2,7 +2,7 @@
 
 Each form is a process of its own, which makes the roles as the PPO stage makes them and plays one iteration. Weights
 and optimizer states are counted tensor by tensor, shared memory once; peaks are the operating system's. Prints a table
-and writes benchmarks/memory.json. Linux only, as it reads /proc.
+and writes benchmarks/results/memory.json. Linux only, as it reads /proc.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).with_name("memory.json")
+RESULTS = Path(__file__).parent / "results" / "memory.json"
 CONFIG = Path("configs/quickstart.yaml")
 # The quickstart without its SFT stage; its reward model is as deep as the policy here, so that it can share the trunk.
 COMMON = ("sft=null", "evaluate=null", "reward.model=null", "ppo.iterations=1")
@@ -107,31 +107,33 @@ def make_reward_model(root: Path) -> None:
 def measure(overrides: Iterable[str], root: Path) -> dict[str, int]:
     """Make the roles, play one iteration, and return megabytes."""
     from rlhf.files.run_folder import RunFolder
-    from rlhf.models.precision import prepare_for_training
-    from rlhf.ppo.trainer import PPOTrainer
-    from rlhf.stages import ppo
+    from rlhf.generation.torch_generator import TorchGenerator
+    from rlhf.launch.runtime import Runtime
+    from rlhf.ppo.roles import Roles
+    from rlhf.ppo.trainer import PPO
+    from rlhf.stages import ppo as stage
     from rlhf.stages.base_model import policy_tokenizer
 
     warnings.simplefilter("ignore")
     config, folder = configuration(overrides), RunFolder(root)
+    runtime = Runtime.detect(config.runtime, config.model)
     tokenizer = policy_tokenizer(config, folder)
-    policy = ppo.make_policy(config, folder, tokenizer)
-    prepare_for_training(policy, config.model, sharded=False)
-    critic = ppo.make_critic(config, folder, tokenizer, policy)
-    source = ppo.make_source(config, folder, tokenizer, policy)
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = ppo.make_arguments(config, scratch)
-        trainer = PPOTrainer(arguments, tokenizer, policy, value_model=critic, source=source)
-        with peak() as resident:
-            trainer.train()
+    policy = stage.make_policy(config, folder, tokenizer)
+    critic = stage.make_critic(config, folder, tokenizer, policy)
+    source = stage.make_source(config, folder, tokenizer, policy, runtime)
+    stop = (int(tokenizer.eos_token_id),)
+    generator = TorchGenerator(policy, config.ppo.rollout, stop, tokenizer.decode, runtime)
+    ppo = PPO(config.ppo, Roles(policy, critic), source, generator, runtime, seed=config.seed)
+    with peak() as resident:
+        ppo.train()
     [component] = source.environments.scorer.components
-    found = tensors_of(trainer, component.function.model)
+    found = tensors_of(ppo, component.function.model)
     weights = {role: round(size / MEGABYTE) for role, size in sizes(found).items()}
     total = {"sum": sum(weights.values())}
     return weights | total | {name: round(kilobytes * 1024 / MEGABYTE) for name, kilobytes in resident.items()}
 
 
-def tensors_of(trainer: Any, reward_model: Any) -> dict[str, list[Any]]:
+def tensors_of(ppo: Any, reward_model: Any) -> dict[str, list[Any]]:
     """The tensors of each role, in the order in which shared memory is counted."""
     import torch
 
@@ -142,16 +144,16 @@ def tensors_of(trainer: Any, reward_model: Any) -> dict[str, list[Any]]:
             yield from module.named_parameters()
             yield from module.named_buffers()
 
-    on_trunk = list(tensors(trainer.policy_model))
+    on_trunk = list(tensors(ppo.actor_critic.policy))
     others = {role: [t for name, t in on_trunk if belongs_to(name, role)] for role in (CRITIC, REWARD)}
     further = {id(tensor) for role in others.values() for tensor in role}
-    state = [value for entry in trainer.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)]
+    state = [value for entry in ppo.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)]
     return {
         "policy": [tensor for _, tensor in on_trunk if id(tensor) not in further],
-        "reference": [tensor for _, tensor in tensors(trainer.ref_model)],
-        "critic": [*others[CRITIC], *(tensor for _, tensor in tensors(trainer.value_model))],
+        "reference": [tensor for _, tensor in tensors(ppo.reference and ppo.reference.policy)],
+        "critic": [*others[CRITIC], *(tensor for _, tensor in tensors(ppo.actor_critic.value_model))],
         "reward_model": [*others[REWARD], *(tensor for _, tensor in tensors(reward_model))],
-        "decoder": [tensor for _, tensor in tensors(trainer.rollout_policy.refresh())],
+        "decoder": [tensor for _, tensor in tensors(ppo.generator._weights.refresh())],
         "optimizer": state,
     }
 

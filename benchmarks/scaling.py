@@ -2,7 +2,7 @@
 
 Trains random Llamas with our trainer and changes one thing at a time: episodes of a batch, tokens of a response, size
 of the model. Every point is the median of several iterations behind one that warms up. The longest responses are also
-profiled. Writes benchmarks/scaling.json, docs/scaling.png and the figures in docs/scaling.md, which it also prints.
+profiled. Writes benchmarks/results/scaling.json, docs/scaling.png and the figures in docs/scaling.md, which it prints.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.shapes import Shape, build
 from benchmarks.trainers import MODES, PHASES, shape_options, train
 from rlhf.packing.packed import rounded_up
 
-RESULTS = Path(__file__).with_name("scaling.json")
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 HEADING = "## Figures\n"  # what stands behind it in the document is written here
 MODE = "fp32"

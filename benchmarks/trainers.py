@@ -15,7 +15,8 @@ import numpy as np
 from transformers import TrainerCallback
 
 from benchmarks.shapes import Roles, Shape
-from rlhf.models.precision import multiplies_bfloat16
+from benchmarks.stock import stock_ppo
+from rlhf.launch.runtime import multiplies_bfloat16
 
 Record = dict[str, float]
 PHASES = ("rollout", "score", "update")
@@ -123,7 +124,7 @@ def _given(roles: Roles) -> dict[str, Any]:
 
 
 def _train_ours(mode: Mode, roles: Roles, options: dict[str, Any], records: list[Record]) -> int:
-    from rlhf.ppo import PPOConfig, PPOTrainer
+    from rlhf.trl import PPOConfig, PPOTrainer
 
     def record(iteration: Any) -> None:
         names = (*(f"seconds/{phase}" for phase in PHASES), "score", "kl", "reward")
@@ -142,14 +143,13 @@ def _train_ours(mode: Mode, roles: Roles, options: dict[str, Any], records: list
 def _train_stock(mode: Mode, roles: Roles, options: dict[str, Any], records: list[Record]) -> int:
     if mode.autocast:
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # before the first Accelerator of the process
-    from rlhf.trl.bridge import TrlPPOConfig, TrlPPOTrainer
-
+    stock_config, stock_trainer = stock_ppo()
     for model in (roles.policy, roles.reference, roles.reward, roles.critic):
         if mode.eager and model is not None:
             model.set_attn_implementation("eager")
-    clock = _StockClock(sys.modules[TrlPPOTrainer.__module__], roles.tokenizer.eos_token_id, records)
-    trainer = TrlPPOTrainer(
-        args=TrlPPOConfig(**options, bf16=False), value_model=roles.critic, callbacks=[clock], **_given(roles)
+    clock = _StockClock(sys.modules[stock_trainer.__module__], roles.tokenizer.eos_token_id, records)
+    trainer = stock_trainer(
+        args=stock_config(**options, bf16=False), value_model=roles.critic, callbacks=[clock], **_given(roles)
     )
     with clock.running():
         return _counting_steps(trainer)

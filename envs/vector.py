@@ -185,7 +185,9 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
         """
         for i in numbers:
             if not self._episodes or self._episodes[i].over or not self._episodes[i].turns:
-                raise TextEnvError(f"envs[{i}] is not within an episode that has a response; only such a one is cut off.")
+                raise TextEnvError(
+                    f"envs[{i}] is not within an episode that has a response; only such a one is cut off."
+                )
         infos: list[Info] = [dict(episode.info) for episode in self._episodes]
         responses = [episode.messages[len(episode.context)]["content"] if episode.turns else None
                      for episode in self._episodes]  # fmt: skip

@@ -147,6 +147,8 @@ def ppo_section(**settings: Any) -> PPOSectionConfig:
     if values["advantage"] not in get_args(PPOSectionConfig.model_fields["advantage"].annotation):
         unusual["advantage"] = values["advantage"]
     usual = {"learning_rate": 1.0, "advantage": "reinforce"}
+    if values.get("kl", {}).get("coefficient", 0) < 0:
+        unusual["kl"], usual["kl"] = KLConfig().model_copy(update=values["kl"]), {}
     section = PPOSectionConfig.model_validate({**values, **{name: usual[name] for name in unusual}})
     return section.model_copy(update=unusual)
 

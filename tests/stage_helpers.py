@@ -5,14 +5,20 @@ import math
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward_models.chat import encode_prompt, encode_response
 from rlhf.config.data import DataConfig
+from rlhf.config.model import LoraConfig
 from rlhf.config.schema import Config
 from rlhf.data import load_rows
 from rlhf.data.split import split_of
+from rlhf.launch.runtime import Runtime
+from rlhf.models.adapters import add_adapters
+from rlhf.models.seeding import seeded
 
+CPU = Runtime(torch.device("cpu"))
 COLOURS = ["red", "green", "blue", "black", "white", "pink"]
 
 
@@ -94,3 +100,39 @@ def mean_response_loss(folder: Path, demonstrations) -> float:
             before = logits[position - 1]
             losses.append(math.log(sum(math.exp(z) for z in before.tolist())) - before[token].item())
     return sum(losses) / len(losses)
+
+
+def tiny_model(family: str, *, classifier: bool = False, lora: bool = False, dropout: float = 0.0):
+    """A model in float64 with random weights, in training mode; with adapters that do something if `lora`."""
+    sizes = {"vocab_size": 61, "pad_token_id": 0, "num_labels": 1}
+    kinds = {
+        "llama": ("Llama", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+                            "num_key_value_heads": 1, "intermediate_size": 24}),
+        "gpt2": ("GPT2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.0,
+                          "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+        "opt": ("OPT", {"hidden_size": 16, "word_embed_proj_dim": 8, "num_hidden_layers": 2, "ffn_dim": 24,
+                        "num_attention_heads": 2, "max_position_embeddings": 64, "dropout": 0.0}),
+        "bert": ("Bert", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+                          "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
+    }  # fmt: skip
+    name, keys = kinds[family]
+    head = "ForSequenceClassification" if classifier else "LMHeadModel" if family == "gpt2" else "ForCausalLM"
+    with seeded(0):
+        model = getattr(transformers, name + head)(getattr(transformers, f"{name}Config")(**sizes, **keys))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        if lora:
+            task = "reward_model" if classifier else "language_model"
+            model = add_adapters(model, LoraConfig(rank=2, alpha=4, dropout=dropout, top_layers=1), task)
+            for parameter_name, parameter in model.named_parameters():
+                if "lora_B" in parameter_name:
+                    torch.nn.init.normal_(parameter, std=0.3)
+    return model.double().train()
+
+
+def gradients(model, loss):
+    """Gradients of all trained parameters, by name; a parameter that has none is at 0."""
+    model.zero_grad()
+    loss.backward()
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            for n, p in model.named_parameters() if p.requires_grad}  # fmt: skip

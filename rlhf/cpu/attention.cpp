@@ -1,4 +1,4 @@
-// Causal attention within packed rows, forward and backward, with the rotation before it; see native_attention.py.
+// Causal attention within packed rows, forward and backward, with the rotation before it; see attention.py.
 //
 // What lies above the diagonal is not computed, and of a row of scores two numbers are kept, with which the backward
 // pass makes it again. Factors of products are float32 or bfloat16, sums are float32. A row and a head of keys are the
@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "vectors.h"
+
+constexpr int Q = W == 16 ? 8 : 4;  // queries that are taken at a time
 
 struct Call {
   int64_t tokens, queries, keys, size;  // n, H, K, d
@@ -86,8 +88,8 @@ struct Worker {
   // (l, d) of a head: to the left of a product, to the right of it, or across, (d, l), to the right of it.
   std::vector<T> left, key_across, key_right, value_across, value_right, query, query_right, grad, grad_right;
   std::vector<float> numbers, key_sums, value_sums;  // (l, d)
-  std::vector<float> scores, slopes;                 // (R, l)
-  std::vector<T> few;                                // (R, l) to the left
+  std::vector<float> scores, slopes;                 // (Q, l)
+  std::vector<T> few;                                // (Q, l) to the left
   std::vector<T> weights, scores_grad;               // (l, l) to the right
 
   Worker(const Call& call, bool backward)
@@ -97,8 +99,8 @@ struct Worker {
                        &grad_right})
       part->resize(longest * d);
     for (auto* part : {&numbers, &key_sums, &value_sums}) part->resize(longest * d);
-    for (auto* part : {&scores, &slopes}) part->resize(R * longest);
-    few.resize(R * longest);
+    for (auto* part : {&scores, &slopes}) part->resize(Q * longest);
+    few.resize(Q * longest);
     if (backward)
       for (auto* part : {&weights, &scores_grad}) part->resize(longest * longest);
   }
@@ -123,14 +125,14 @@ struct Worker {
     to_left(numbers.data(), l * d, to.data());
   }
 
-  // Products of R rows of a left factor (l, d) from `first`, and a right one (d, l), up to `columns`.
+  // Products of Q rows of a left factor (l, d) from `first`, and a right one (d, l), up to `columns`.
   void scores_of(const std::vector<T>& w, int64_t first, const std::vector<T>& x, int64_t columns, float factor,
                  float* out) {
     by_vectors(columns, [&](auto v, int64_t c) {
-      Vector sums[v][R] = {};
+      Vector sums[v][Q] = {};
       multiply(&w[first * d], d, PAIRED<T>, d, &x[c * PAIRED<T>], l, sums);
       for (int i = 0; i < v; i++)
-        for (int r = 0; r < R; r++) *(Vector*)(out + r * l + c + i * W) = sums[i][r] * factor;
+        for (int r = 0; r < Q; r++) *(Vector*)(out + r * l + c + i * W) = sums[i][r] * factor;
     });
   }
 
@@ -138,10 +140,10 @@ struct Worker {
   template <class Function>
   void few_times(const std::vector<T>& x, int64_t columns, Function f) {
     by_vectors(d, [&](auto v, int64_t c) {
-      Vector sums[v][R] = {};
+      Vector sums[v][Q] = {};
       multiply(few.data(), l, PAIRED<T>, columns, &x[c * PAIRED<T>], d, sums);
       for (int i = 0; i < v; i++)
-        for (int r = 0; r < R; r++) f(r, c + i * W, sums[i][r]);
+        for (int r = 0; r < Q; r++) f(r, c + i * W, sums[i][r]);
     });
   }
 
@@ -152,16 +154,16 @@ struct Worker {
     to_right(numbers.data(), d, 0, l, d, value_right.data());
     for (int64_t head = shared * group; head < (shared + 1) * group; head++) {
       take(call.heads, call.all(), head, true, query);
-      for (int64_t first = begin / R * R; first < length; first += R) attend(head, first);
+      for (int64_t first = begin / Q * Q; first < length; first += Q) attend(head, first);
     }
   }
 
-  // What R queries find.
+  // What Q queries find.
   void attend(int64_t head, int64_t first) {
-    const int64_t columns = std::min(filled(first + R), l);
-    float inverses[R];
+    const int64_t columns = std::min(filled(first + Q), l);
+    float inverses[Q];
     scores_of(query, first, key_across, columns, scale, scores.data());
-    for (int64_t r = 0; r < R; r++) {
+    for (int64_t r = 0; r < Q; r++) {
       const float peak = peak_of(&scores[r * l], columns, first + r);
       const float total = powers(&scores[r * l], columns, first + r, peak);
       to_left(&scores[r * l], columns, &few[r * l]);
@@ -187,8 +189,8 @@ struct Worker {
       to_right(numbers.data(), d, 0, l, d, query_right.data());
       take(call.grad, call.queries, head, false, grad);
       to_right(numbers.data(), d, 0, l, d, grad_right.data());
-      for (int64_t first = begin / R * R; first < length; first += R) attend_backward(head, first);
-      for (int64_t first = 0; first < length; first += R) {
+      for (int64_t first = begin / Q * Q; first < length; first += Q) attend_backward(head, first);
+      for (int64_t first = 0; first < length; first += Q) {
         add_products(weights, first, grad_right, value_sums);
         add_products(scores_grad, first, query_right, key_sums);
       }
@@ -201,12 +203,12 @@ struct Worker {
     }
   }
 
-  // Gradients of R queries, of their weights and of their scores.
+  // Gradients of Q queries, of their weights and of their scores.
   void attend_backward(int64_t head, int64_t first) {
-    const int64_t columns = std::min(filled(first + R), l);
+    const int64_t columns = std::min(filled(first + Q), l);
     scores_of(query, first, key_across, columns, scale, scores.data());
     scores_of(grad, first, value_across, columns, 1, slopes.data());
-    for (int64_t r = 0; r < R; r++) {
+    for (int64_t r = 0; r < Q; r++) {
       float *p = &scores[r * l], *g = &slopes[r * l];
       float inverse = 0;
       if (own(first + r)) {  // if it is another row's, that row has its gradient
@@ -222,25 +224,25 @@ struct Worker {
       for (int64_t c = 0; c < columns; c += W) *(Vector*)(g + c) = vector_of(p + c) * (vector_of(g + c) - mean) * scale;
       to_left(g, columns, &few[r * l]);
     }
-    to_right(scores.data(), l, first, R, columns, weights.data());
-    to_right(slopes.data(), l, first, R, columns, scores_grad.data());
+    to_right(scores.data(), l, first, Q, columns, weights.data());
+    to_right(slopes.data(), l, first, Q, columns, scores_grad.data());
     few_times(key_right, columns, [&](int64_t r, int64_t c, Vector sums) { *(Vector*)&numbers[r * d + c] = sums; });
-    for (int64_t r = 0; r < R; r++)
+    for (int64_t r = 0; r < Q; r++)
       if (own(first + r)) {
         rotate(call, tokens[first + r], -1, &numbers[r * d]);
         to_left(&numbers[r * d], d, (T*)call.heads_grad + (tokens[first + r] * call.all() + head) * d);
       }
   }
 
-  // Add products of R columns of a square, from `first`, and (l, d): the queries that see these keys.
+  // Add products of Q columns of a square, from `first`, and (l, d): the queries that see these keys.
   void add_products(const std::vector<T>& square, int64_t first, const std::vector<T>& x, std::vector<float>& onto) {
-    const int64_t from = std::max(first, begin / R * R), end = by_rows(length);
+    const int64_t from = std::max(first, begin / Q * Q), end = (length + Q - 1) / Q * Q;
     by_vectors(d, [&](auto v, int64_t c) {
-      Vector sums[v][R] = {};
+      Vector sums[v][Q] = {};
       multiply(&square[from * l + first * PAIRED<T>], PAIRED<T>, l * PAIRED<T>, end - from,
                &x[from * d + c * PAIRED<T>], d, sums);
       for (int i = 0; i < v; i++)
-        for (int r = 0; r < R; r++) *(Vector*)&onto[(first + r) * d + c + i * W] += sums[i][r];
+        for (int r = 0; r < Q; r++) *(Vector*)&onto[(first + r) * d + c + i * W] += sums[i][r];
     });
   }
 };
@@ -280,9 +282,6 @@ static void run(const Call& call, bool backward, int threads) {
   }
 }
 
-extern "C" {
-
-void attention_float32(const Call* call, bool backward, int threads) { run<float>(*call, backward, threads); }
-
-void attention_bfloat16(const Call* call, bool backward, int threads) { run<bfloat16>(*call, backward, threads); }
+extern "C" void attention(const Call* call, bool rounded, bool backward, int threads) {
+  in_precision(rounded, [&]<class T>(T) { run<T>(*call, backward, threads); });
 }

@@ -2,18 +2,30 @@
 //
 // Tokens are columns, W to a vector. Weights are read once, in the order in which they lie, as float32 or as
 // bfloat16; sums are float32. What a column becomes does not depend on the others.
+#include <iterator>
+
 #include "vectors.h"
 
-// Products of w (m, k), m a multiple of R, and x (k, n), n of W: `finish` gets R rows of v vectors of columns at a time.
+// Part of `product`: `rows` rows of w from r on.
+template <int rows, class T, class Finish>
+static inline void rows_product(const T* w, int64_t r, int64_t k, const T* x, int64_t n, Finish finish) {
+  by_vectors(n, [&](auto v, int64_t c) {
+    Vector sums[v][rows] = {};
+    multiply<true>(w + r * k, k, PAIRED<T>, k, x + c * PAIRED<T>, n, sums);
+    finish(v, r, c, sums);
+  });
+}
+
+// Products of w (m, k), m even, and x (k, n), n of W: `finish` gets some rows of v vectors of columns at a time.
 template <class T, class Finish>
 static inline void product(const T* w, int64_t m, int64_t k, const T* x, int64_t n, Finish finish) {
-#pragma omp for
-  for (int64_t r = 0; r < m; r += R)
-    by_vectors(n, [&](auto v, int64_t c) {
-      Vector sums[v][R] = {};
-      multiply<true>(w + r * k, k, PAIRED<T>, k, x + c * PAIRED<T>, n, sums);
-      finish(v, r, c, sums);
-    });
+#pragma omp for schedule(dynamic, 8)
+  for (int64_t r = 0; r < m; r += R) {
+    if (r + R <= m)
+      rows_product<R>(w, r, k, x, n, finish);
+    else
+      for (int64_t rest = r; rest < m; rest += 2) rows_product<2>(w, rest, k, x, n, finish);
+  }
 }
 
 struct Block {
@@ -33,7 +45,7 @@ struct Step {
 
 template <class T>
 static void rms_norm(const Step& s, const float* weight, float epsilon) {
-#pragma omp for
+#pragma omp for schedule(dynamic)
   for (int64_t c = 0; c < s.n; c += W) {
     Vector squares = {};
     for (int64_t i = 0; i < s.hidden; i++) {
@@ -88,7 +100,7 @@ static void attend(const float* query, const T* keys, const T* values, int64_t c
 template <class T>
 static void attention(const Step& s, const Block& b) {
   const int64_t group = s.heads / s.shared, half = s.size / 2;
-#pragma omp for collapse(2)
+#pragma omp for collapse(2) schedule(dynamic, 4)
   for (int64_t row = 0; row < s.rows; row++)
     for (int64_t shared = 0; shared < s.shared; shared++) {
       float* heads = s.projected + row * (s.heads + 2 * s.shared) * s.size;
@@ -116,12 +128,12 @@ template <class T>
 static void block(const Step& s, const Block& b) {
   const int64_t width = s.heads * s.size, all = width + 2 * s.shared * s.size;
   const auto onto_x = [&](auto v, int64_t r, int64_t c, auto& sums) {
-    for (int i = 0; i < R; i++)
+    for (size_t i = 0; i < std::size(sums[0]); i++)
       for (int u = 0; u < v; u++) *(Vector*)(s.x + (r + i) * s.n + c + u * W) += sums[u][i];
   };
   rms_norm<T>(s, b.norm, b.epsilon);
   product((const T*)b.qkv, all, s.hidden, (const T*)s.normed, s.n, [&](auto v, int64_t r, int64_t c, auto& sums) {
-    for (int i = 0; i < R; i++)
+    for (size_t i = 0; i < std::size(sums[0]); i++)
       for (int j = 0; j < v * W; j++)
         s.projected[(c + j) * all + r + i] = sums[j / W][i][j % W] + (b.bias ? b.bias[r + i] : 0);
   });
@@ -129,12 +141,13 @@ static void block(const Step& s, const Block& b) {
   product((const T*)b.output, s.hidden, width, (const T*)s.attended, s.n, onto_x);
   rms_norm<T>(s, b.second_norm, b.second_epsilon);
   product((const T*)b.gate, s.inner, s.hidden, (const T*)s.normed, s.n, [&](auto v, int64_t r, int64_t c, auto& gates) {
-    Vector ups[v][R] = {};
+    constexpr size_t rows = std::extent_v<std::remove_reference_t<decltype(gates)>, 1>;
+    Vector ups[v][rows] = {};
     multiply<true>((const T*)b.up + r * s.hidden, s.hidden, PAIRED<T>, s.hidden, (const T*)s.normed + c * PAIRED<T>,
                    s.n, ups);
     for (int u = 0; u < v; u++) {
-      for (int i = 0; i < R; i++) gates[u][i] *= ups[u][i] / (1.0f + exponential(-gates[u][i]));
-      for (int i = 0; i < R; i += 2) store_pair((T*)s.gated, r + i, c + u * W, s.n, gates[u][i], gates[u][i + 1]);
+      for (size_t i = 0; i < rows; i++) gates[u][i] *= ups[u][i] / (1.0f + exponential(-gates[u][i]));
+      for (size_t i = 0; i < rows; i += 2) store_pair((T*)s.gated, r + i, c + u * W, s.n, gates[u][i], gates[u][i + 1]);
     }
   });
   product((const T*)b.down, s.hidden, s.inner, (const T*)s.gated, s.n, onto_x);
@@ -148,12 +161,8 @@ static void run(const Step& s, const Block* blocks, int64_t count, int threads) 
 
 extern "C" {
 
-void decode_float32(const Step* s, const Block* blocks, int64_t count, int threads) {
-  run<float>(*s, blocks, count, threads);
-}
-
-void decode_bfloat16(const Step* s, const Block* blocks, int64_t count, int threads) {
-  run<bfloat16>(*s, blocks, count, threads);
+void decode(const Step* s, const Block* blocks, int64_t count, bool rounded, int threads) {
+  in_precision(rounded, [&]<class T>(T) { run<T>(*s, blocks, count, threads); });
 }
 
 // w (m, k), x (k, n), n a multiple of 16; out (n, m).
@@ -161,7 +170,7 @@ void product_float32(const float* w, const float* x, float* out, int64_t m, int6
 #pragma omp parallel num_threads(threads)
   product(w, m, k, x, n, [&](auto v, int64_t r, int64_t c, auto& sums) {
     for (int j = 0; j < v * W; j++)
-      for (int i = 0; i < R; i++) out[(c + j) * m + r + i] = sums[j / W][i][j % W];
+      for (size_t i = 0; i < std::size(sums[0]); i++) out[(c + j) * m + r + i] = sums[j / W][i][j % W];
   });
 }
 }

@@ -1,4 +1,4 @@
-// What stands between a language model's matrix products, for a row or a vector; the formulas are those of kernels.py.
+// What stands between a language model's matrix products, for a row or a vector.
 #pragma once
 #include "vectors.h"
 

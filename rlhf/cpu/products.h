@@ -1,17 +1,19 @@
 // Matrix products whose sums are handed on before they reach memory, and factors laid out for them.
 //
-// oneDNN and MKL multiply whole matrices: between two products all threads wait for the slowest, results go to memory in
-// the factors' precision, and what follows reads them again. Here a thread takes a few tokens through several products.
+// A library for whole matrices makes all threads wait between two products, and results go through memory. Here a thread
+// takes a few tokens through several products in a row, and sums of products are added up in registers.
 #pragma once
 #include <cstdlib>
+#include <initializer_list>
+#include <numeric>
 
 #include "vectors.h"
 
-constexpr int64_t STRIP = V * W;  // columns
-constexpr int64_t DEPTH = 256;    // rows of a strip that stay in the first cache
+constexpr int64_t DEPTH = 288;  // rows of a strip that stay in the first cache
+constexpr int64_t MOST = 96;    // rows of a left factor that are taken through a strip at once
 
-// A right factor (depth, columns): strips of columns one behind the other, each of which is read from start to end.
-template <class T>
+// A factor (depth, columns): strips of columns one behind the other, each of which is read from start to end.
+template <class T, int64_t STRIP>
 struct Strips {
   T* data;
   int64_t depth, columns;
@@ -25,54 +27,98 @@ struct Strips {
   }
 };
 
-// Memory that begins where a vector may.
+// The right factor of a product; and the left one of a gradient, left' right, of which R columns are taken at a time.
 template <class T>
-struct Buffer {
-  T* data;
-  explicit Buffer(int64_t count) : data((T*)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)) {}
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { std::free(data); }
-};
-
-// Strips one behind the other.
+using Right = Strips<T, V * W>;
 template <class T>
-struct Space {
-  T* free;
+using Left = Strips<T, std::lcm(int64_t(R), int64_t(W))>;
 
-  Strips<T> strips(int64_t depth, int64_t columns) {
-    T* data = free;
-    free += depth * columns;
-    return {data, depth, columns};
+// Memory that a thread keeps for its next call: fresh pages cost more than writing to them.
+class Scratch {
+  void* data = nullptr;
+  int64_t size = 0;
+
+ public:
+  ~Scratch() { std::free(data); }
+
+  void* of(int64_t bytes) {
+    if (bytes > size) {
+      std::free(data);
+      size = (bytes + 63) / 64 * 64;
+      data = std::aligned_alloc(64, size);
+    }
+    return data;
   }
 };
 
-// The product of rows (n, depth), filled up to R, and strips: f(row, c, sums), R rows and W columns at a time.
+// Hands out pieces of memory one behind the other; without memory it only counts what it would need.
+struct Space {
+  char* data = nullptr;
+  int64_t used = 0;
+
+  bool counts() const { return !data; }
+
+  template <class T>
+  T* piece(int64_t count) {
+    T* found = data ? (T*)(data + used) : nullptr;
+    used += (count * sizeof(T) + 63) / 64 * 64;
+    return found;
+  }
+
+  template <class Factor, class T>
+  Factor factor(int64_t depth, int64_t columns) {
+    return {piece<T>(depth * columns), depth, columns};
+  }
+};
+
+// Rows of a left factor, `row` numbers apart, and the right factor that they are multiplied by.
+template <class T>
+struct Term {
+  const T* left;
+  int64_t row;
+  const Right<T>& right;
+};
+
+// The sum of products of n rows, filled up to R and at most MOST: f(row, c, sums), R rows and W columns at a time. A part
+// of a strip is read from the first cache for all rows; in the meantime their sums lie in memory.
 template <class T, class Function>
-static inline void times(const T* left, int64_t n, const Strips<T>& right, Function f) {
-  by_vectors(right.columns, [&](auto v, int64_t c) {
-    for (int64_t row = 0; row < n; row += R) {
-      Vector sums[v][R] = {};
-      multiply(left + row * right.depth, right.depth, PAIRED<T>, right.depth, right.data + c * right.depth, v * W, sums);
-      for (int i = 0; i < v; i++) f(row, c + i * W, sums[i]);
-    }
+static inline void times(int64_t n, std::initializer_list<Term<T>> terms, Function f) {
+  alignas(64) float kept[MOST * V * W];
+  int64_t parts = 0;
+  for (const Term<T>& term : terms) parts += (term.right.depth + DEPTH - 1) / DEPTH;
+  by_vectors(terms.begin()->right.columns, [&](auto v, int64_t c) {
+    int64_t part = 0;
+    for (const Term<T>& term : terms)
+      for (int64_t k = 0; k < term.right.depth; k += DEPTH, part++)
+        for (int64_t row = 0; row < n; row += R) {
+          Vector sums[v][R] = {};
+          float* own = kept + row * v * W;
+          for (int i = 0; i < v * R && part; i++) sums[i / R][i % R] = vector_of(own + i * W);
+          multiply(term.left + row * term.row + k, term.row, PAIRED<T>, std::min(DEPTH, term.right.depth - k),
+                   term.right.data + c * term.right.depth + k * v * W, v * W, sums);
+          if (part + 1 < parts)
+            for (int i = 0; i < v * R; i++) *(Vector*)(own + i * W) = sums[i / R][i % R];
+          else
+            for (int i = 0; i < v; i++) f(row, c + i * W, sums[i]);
+        }
   });
 }
 
 // The same, one of the n rows at a time: f(row, c, W sums).
 template <class T, class Function>
-static inline void times_by_row(const T* left, int64_t n, const Strips<T>& right, Function f) {
-  times(left, n, right, [&](int64_t row, int64_t c, const Vector(&sums)[R]) {
+static inline void times_by_row(int64_t n, std::initializer_list<Term<T>> terms, Function f) {
+  times(n, terms, [&](int64_t row, int64_t c, const Vector(&sums)[R]) {
     for (int64_t r = 0; r < std::min<int64_t>(R, n - row); r++) f(row + r, c, sums[r]);
   });
 }
 
-// R rows or more, an even number, of x (rows, columns) as rows of a right factor from `first` on.
-template <class S, class T>
-static inline void to_strips(const S* x, int64_t rows, int64_t first, const Strips<T>& out) {
+// Rows, an even number, of x (rows, columns) as rows of a factor from `first` on; they lie `row` numbers apart.
+template <class S, class Factor>
+static inline void to_strips(const S* x, int64_t row, int64_t rows, int64_t first, const Factor& out) {
   for (int64_t c = 0; c < out.columns; c += W)
     for (int64_t r = 0; r < rows; r += 2) {
-      const S* from = x + r * out.columns + c;
-      out.store(first + r, c, vector_of(from), vector_of(from + out.columns));
+      const S* from = x + r * row + c;
+      out.store(first + r, c, vector_of(from), vector_of(from + row));
     }
 }
 
@@ -90,9 +136,9 @@ static inline void transpose(Whole (&x)[W]) {
 
 // W rows of x (rows, depth) as columns of a right factor from `first` on.
 template <class S, class T>
-static inline void to_columns(const S* x, int64_t first, const Strips<T>& out) {
+static inline void to_columns(const S* x, int64_t first, const Right<T>& out) {
   constexpr int64_t unit = PAIRED<T>;  // what lies together, in 32 bits
-  float* to = (float*)out.strip(first) + first % STRIP;
+  float* to = (float*)out.strip(first) + first % (V * W);
   for (int64_t k = 0; k < out.depth; k += unit * W) {
     const int64_t numbers = std::min(unit * W, out.depth - k);
     T rows[W][unit * W];
@@ -104,22 +150,30 @@ static inline void to_columns(const S* x, int64_t first, const Strips<T>& out) {
   }
 }
 
-// STRIP rows, from c, of left' right: the gradient of a matrix (columns of left, columns of right).
-template <class T>
-static void gradient(const Strips<T>& left, const Strips<T>& right, int64_t c, float* out) {
+// Part of `gradient`: `rows` rows from c + row on, v vectors of columns, tokens from `first` on.
+template <int rows, size_t v, class T>
+static inline void gradient_part(const Left<T>& left, const Right<T>& right, int64_t c, int64_t row, int64_t column,
+                                 int64_t first, float* out) {
   const int64_t width = left.width(c), columns = right.columns;
-  by_vectors(columns, [&](auto v, int64_t column) {
-    for (int64_t first = 0; first < left.depth; first += DEPTH)
-      for (int64_t row = 0; row < width; row += R) {
-        float* to = out + (c + row) * columns + column;
-        Vector sums[v][R] = {};
-        if (first)
-          for (int i = 0; i < v; i++)
-            for (int r = 0; r < R; r++) sums[i][r] = vector_of(to + r * columns + i * W);
-        multiply(left.strip(c) + first * width + row * PAIRED<T>, PAIRED<T>, width * PAIRED<T>,
-                 std::min(DEPTH, left.depth - first), right.strip(column) + first * v * W, v * W, sums);
-        for (int i = 0; i < v; i++)
-          for (int r = 0; r < R; r++) *(Vector*)(to + r * columns + i * W) = sums[i][r];
-      }
+  float* to = out + (c + row) * columns + column;
+  Vector sums[v][rows] = {};
+  if (first)
+    for (size_t i = 0; i < v; i++)
+      for (int r = 0; r < rows; r++) sums[i][r] = vector_of(to + r * columns + i * W);
+  multiply(left.strip(c) + first * width + row * PAIRED<T>, PAIRED<T>, width * PAIRED<T>,
+           std::min(DEPTH, left.depth - first), right.strip(column) + first * v * W, v * W, sums);
+  for (size_t i = 0; i < v; i++)
+    for (int r = 0; r < rows; r++) *(Vector*)(to + r * columns + i * W) = sums[i][r];
+}
+
+// The rows of one strip, from c, of left' right: the gradient of a matrix (columns of left, columns of right).
+template <class T>
+static void gradient(const Left<T>& left, const Right<T>& right, int64_t c, float* out) {
+  by_vectors(right.columns, [&](auto v, int64_t column) {
+    for (int64_t first = 0; first < left.depth; first += DEPTH) {
+      int64_t row = 0;
+      for (; row + R <= left.width(c); row += R) gradient_part<R, v>(left, right, c, row, column, first, out);
+      for (; row < left.width(c); row += 2) gradient_part<2, v>(left, right, c, row, column, first, out);
+    }
   });
 }

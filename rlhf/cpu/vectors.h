@@ -15,22 +15,26 @@ constexpr int W = 16;  // numbers in a register
 #else
 constexpr int W = 8;
 #endif
-// Rows of a left factor, and vectors of columns of a right one, that are multiplied at a time: sums stay in registers.
-constexpr int R = 8;
-constexpr int64_t V = W == 16 ? 2 : 1;
+// Rows of a left factor, and vectors of columns of a right one, that are multiplied at a time: sums stay in registers,
+// of which AVX-512 has 32 and AVX2 has 16.
+constexpr int R = W == 16 ? 8 : 6;
+constexpr int64_t V = 2;
 
 typedef float Vector __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t Whole __attribute__((vector_size(4 * W), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(2 * W), aligned(2)));
 struct bfloat16 { uint16_t bits; };
 
-// Call f with a number of the precision.
+// Call f with a number of the precision; bfloat16 is compiled only where its products are fast.
 template <class Function>
-static inline void in_precision(bool rounded, Function f) {
-  rounded ? f(bfloat16{}) : f(0.0f);
+static inline void in_precision([[maybe_unused]] bool rounded, Function f) {
+#ifdef __AVX512BF16__
+  if (rounded) return f(bfloat16{});
+#endif
+  f(0.0f);
 }
 
-// Whether products of bfloat16 are fast; each library that includes this says so to native.py.
+// Whether products of bfloat16 are fast; each library that includes this says so to compiler.py.
 extern "C" int multiplies_bfloat16() {
 #ifdef __AVX512BF16__
   return 1;
@@ -135,19 +139,19 @@ static inline void by_vectors(int64_t columns, Function f) {
   for (; c < columns; c += W) f(std::integral_constant<int64_t, 1>(), c);
 }
 
-// Add the product of R rows of the left factor and v vectors of columns of the right one, x (k, n), which begins at the
+// Add the product of some rows of the left factor and v vectors of columns of the right one, x (k, n), which begins at the
 // first of them. The left one's rows lie `row` apart, and what meets a row of the right one, or a pair of them, `step`
-// apart. With `stream` the next R rows are fetched in the meantime, from memory to the second cache: the first one is
+// apart. With `stream` the next rows are fetched in the meantime, from memory to the second cache: the first one is
 // full.
-template <bool stream = false, size_t v>
+template <bool stream = false, size_t v, size_t rows>
 [[gnu::always_inline]] static inline void multiply(const float* w, int64_t row, int64_t step, int64_t k,
-                                                   const float* x, int64_t n, Vector (&sums)[v][R]) {
+                                                   const float* x, int64_t n, Vector (&sums)[v][rows]) {
   for (int64_t i = 0; i < k; i++) {
     if (stream && i % 16 == 0)
-      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step, 0, 2);
+      for (size_t r = 0; r < rows; r++) __builtin_prefetch(w + (r + rows) * row + i * step, 0, 2);
     Vector right[v];
     for (size_t u = 0; u < v; u++) right[u] = vector_of(x + i * n + u * W);
-    for (int r = 0; r < R; r++)
+    for (size_t r = 0; r < rows; r++)
       for (size_t u = 0; u < v; u++) sums[u][r] += w[r * row + i * step] * right[u];
   }
 }
@@ -177,15 +181,15 @@ static inline Vector with_products(Vector sum, Whole one, Whole other) {
 #endif
 }
 
-template <bool stream = false, size_t v>
+template <bool stream = false, size_t v, size_t rows>
 [[gnu::always_inline]] static inline void multiply(const bfloat16* w, int64_t row, int64_t step, int64_t k,
-                                                   const bfloat16* x, int64_t n, Vector (&sums)[v][R]) {
+                                                   const bfloat16* x, int64_t n, Vector (&sums)[v][rows]) {
   for (int64_t i = 0; i < k / 2; i++) {
     if (stream && i % 16 == 0)
-      for (int r = 0; r < R; r++) __builtin_prefetch(w + (r + R) * row + i * step, 0, 2);
+      for (size_t r = 0; r < rows; r++) __builtin_prefetch(w + (r + rows) * row + i * step, 0, 2);
     Whole right[v];
     for (size_t u = 0; u < v; u++) right[u] = *(const Whole*)(x + 2 * (i * n + u * W));
-    for (int r = 0; r < R; r++) {
+    for (size_t r = 0; r < rows; r++) {
       int32_t pair;
       memcpy(&pair, w + r * row + i * step, 4);
       for (size_t u = 0; u < v; u++) sums[u][r] = with_products(sums[u][r], right[u], Whole{} + pair);

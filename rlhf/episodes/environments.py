@@ -53,4 +53,3 @@ def environment_source(
         max_total_tokens=max_positions,
     )
     return EnvironmentSource(TextVectorEnv(environments, scorer), tokenizer, lengths, rollout.stop_strings)
-

@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from rlhf.config.ppo import RolloutConfig
-from rlhf.cpu import fast_trunk, native_decoding
-from rlhf.cpu.decoding import Decoder
-from rlhf.cpu.rounding import rounded_factors
 from rlhf.errors import ModelError
 from rlhf.generation.cache import SlotCache
 from rlhf.generation.generator import Request, Sample
@@ -26,9 +23,10 @@ from rlhf.generation.noise import uniforms
 from rlhf.launch.runtime import Runtime
 from rlhf.packing.packed import PackedRows, rounded_up
 from rlhf.policies import head
+from rlhf.policies.backend import backend_for
 
 _BLOCK = 256  # tokens summed together when the cumulative distribution is searched
-_EVEN, _EVEN_IN_BFLOAT16 = 16, 8  # rows of a step are a multiple of this
+_EVEN = 16  # rows of a step are a multiple of this
 
 
 def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,6 +97,7 @@ class Sampler:
         self.stop_token_ids = tuple(stop_token_ids)
         self.decode = decode
         self.runtime = runtime
+        self.backend = backend_for(policy, runtime)
         first = next(head.trunk(policy).parameters())
         self.device, self.dtype = first.device, first.dtype
 
@@ -126,8 +125,11 @@ class Sampler:
     def _logits(self, hidden: Tensor) -> Tensor:
         layer: Any = head.output_layer(self.policy)
         hidden = hidden.to(layer.weight.dtype)
-        with rounded_factors(self.dtype == torch.bfloat16):
-            return native_decoding.linear(layer, hidden)
+        if self.backend is not None and type(layer) is nn.Linear:
+            logits = self.backend.product(layer.weight, hidden)
+            if logits is not None:
+                return logits if layer.bias is None else logits.add_(layer.bias)
+        return layer(hidden)  # type: ignore[no-any-return]
 
 
 class _Decoding:
@@ -150,7 +152,7 @@ class _Decoding:
                 "shorten them, or choose a model with full attention"
             )
         self.trunk = head.trunk(sampler.policy)
-        self.decoder = Decoder(self.trunk) if fast_trunk.can_run(self.trunk) else None
+        self.decoder = None if sampler.backend is None else sampler.backend.decoder(columns)
         self.cache = SlotCache(config.num_hidden_layers, rows, columns, sampler.device)
         self.rows: list[int] = []  # row -> request
         self.last_token = torch.zeros(rows, dtype=torch.long, device=sampler.device)
@@ -185,18 +187,15 @@ class _Decoding:
         return hidden
 
     def _step(self) -> None:
-        # Free rows take part for nothing. In bfloat16 each number of rows costs a CPU new code, see `evened`; in
-        # float32 MKL takes longer for 8 rows (551 us, 960 x 576) than for 16 (389).
-        multiple = _EVEN_IN_BFLOAT16 if self.sampler.dtype == torch.bfloat16 else _EVEN
-        active = min(rounded_up(len(self.rows), multiple), self.cache.rows)
-        mask = self.cache.begin_step(active, self.sampler.dtype)
-        positions = self.cache.lengths[:active].clone()
+        # Free rows take part for nothing, so that there are few numbers of rows: MKL takes longer for 8 than for 16.
+        active = min(rounded_up(len(self.rows), _EVEN), self.cache.rows)
+        tokens, positions = self.last_token[:active], self.cache.lengths[:active].clone()
         if self.decoder is not None:
-            hidden = self.decoder.step(self.last_token[:active], positions, mask, self.cache)
+            hidden = self.decoder.step(tokens, positions, self.cache)
         else:
             output = self.trunk(
-                input_ids=self.last_token[:active, None],
-                attention_mask=mask,
+                input_ids=tokens[:, None],
+                attention_mask=self.cache.begin_step(active, self.sampler.dtype),
                 position_ids=positions[:, None],
                 past_key_values=self.cache,
                 use_cache=True,

@@ -15,4 +15,5 @@ def make_accelerator(runtime: Runtime, deepspeed: dict[str, Any] | None = None) 
         deepspeed: From `deepspeed_config`; None: no DeepSpeed.
     """
     plugin = DeepSpeedPlugin(hf_ds_config=deepspeed) if deepspeed is not None else None
-    return Accelerator(cpu=runtime.device.type == "cpu", deepspeed_plugin=plugin)
+    # Precision is the runtime's alone: a variable of Accelerate's must not wrap every model in another one.
+    return Accelerator(mixed_precision="no", cpu=runtime.device.type == "cpu", deepspeed_plugin=plugin)

@@ -9,29 +9,14 @@ Notation: b rows, n tokens that are kept, l columns of the padded rows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-EVEN_FROM, EVEN = 256, 64  # more tokens than this are made a multiple of that, see `PackedRows.evened`
 
 
 def rounded_up(number: int, multiple: int) -> int:
     """Return the smallest multiple that is not less."""
     return -(-number // multiple) * multiple
-
-
-def _missing(tokens: Tensor) -> int:
-    """How many tokens (n,) lack, see `PackedRows.evened`."""
-    if len(tokens) <= EVEN_FROM:
-        return 0
-    return rounded_up(len(tokens), EVEN) - len(tokens)
-
-
-def evened(indices: Tensor) -> Tensor:
-    """Repeat the first of many indices (t,) at the end, as `PackedRows.evened` does with tokens and for its reason."""
-    return torch.cat([indices, indices[:1].expand(_missing(indices))])
 
 
 def _owners(input_ids: Tensor, real: Tensor) -> Tensor:
@@ -47,25 +32,13 @@ def _owners(input_ids: Tensor, real: Tensor) -> Tensor:
     return torch.empty_like(owners).index_copy_(0, order, owners)
 
 
-class _HeadPlaces(NamedTuple):
-    """`sources`, `slots` and `repeats` of `PackedRows` for each head: rows of d numbers are what is copied fastest."""
-
-    sources: Tensor  # (b * H * l,)
-    slots: Tensor  # (n * H,)
-    repeats: Tensor  # (m * H,)
-
-
-def _taken(x: Tensor, places: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[3]).index_select(0, places).view(-1, x.shape[1], x.shape[3])
-
-
 @dataclass(frozen=True)
 class PackedRows:
     """Token ids of several conversations, one behind the other."""
 
     input_ids: Tensor  # (n,)
     lengths: Tensor  # (b,) of whole rows, shared beginnings included
-    grid: Tensor  # (b, columns of the longest) which of the n stands in each place; in the padding it means nothing
+    grid: Tensor  # (b, l) which of the n stands in each place; in the padding it means nothing
 
     @classmethod
     def from_padded(cls, input_ids: Tensor, lengths: Tensor) -> "PackedRows":
@@ -85,30 +58,9 @@ class PackedRows:
         return cls.from_padded(padded, torch.tensor([len(row) for row in rows], device=device))
 
     @cached_property
-    def evened(self) -> "PackedRows":
-        """These rows, and behind them some that nobody reads, of token 0, until n is a multiple of 64.
-
-        For bfloat16 on a CPU, where oneDNN writes machine code for every new shape of a matrix product, which takes
-        longer than the product (two cores, 1,001 to 1,040 rows x 256 x 688: 7.5 ms the first time, then 0.6), and
-        microbatches of rows of different lengths hardly ever have as many tokens as another one.
-        """
-        tokens, missing = len(self.input_ids), _missing(self.input_ids)
-        if not missing:
-            return self
-        longest = self.grid.shape[1]
-        rows, rest = divmod(missing, longest)
-        fillers = torch.arange(tokens, tokens + (rows + (rest > 0)) * longest).view(-1, longest)
-        return PackedRows(
-            torch.cat([self.input_ids, self.input_ids.new_zeros(missing)]),
-            torch.cat([self.lengths, self.lengths.new_tensor([longest] * rows + [rest] * (rest > 0))]),
-            torch.cat([self.grid, fillers]),
-        )
-
-    @cached_property
     def width(self) -> int:
-        """Columns of the padded rows: tokens of the longest, above 16 rounded up to a multiple of 16."""
-        longest = self.grid.shape[1]
-        return longest if longest <= 16 else rounded_up(longest, 16)
+        """Columns of the padded rows: tokens of the longest."""
+        return self.grid.shape[1]
 
     @cached_property
     def last(self) -> Tensor:
@@ -163,39 +115,10 @@ class PackedRows:
         columns = torch.arange(self.width, device=self.lengths.device)
         return (columns < self.lengths[:, None]).flatten()
 
-    def split_heads(self, x: Tensor) -> Tensor:
-        """Lay heads (n, H, d) out as attention reads them, (b, H, l, d); what stands in the padding means nothing."""
-        sources = self._heads(x.shape[1]).sources
-        return x.reshape(-1, x.shape[2]).index_select(0, sources).view(-1, x.shape[1], self.width, x.shape[2])
-
-    def merge_heads(self, x: Tensor) -> Tensor:
-        """Take (n, H, d) out of what is laid out like that, each token from its first place."""
-        return _taken(x, self._heads(x.shape[1]).slots)
-
-    def repeated_heads(self, x: Tensor) -> Tensor:
-        """Take out of it the places that repeat a token of another row, (m, H, d)."""
-        return _taken(x, self._heads(x.shape[1]).repeats)
-
     def pad(self, values: Tensor) -> Tensor:
-        """Lay (n, ...) out as (b, columns of the longest, ...); what stands in the padding means nothing."""
-        return values[self.sources.view(-1, self.width)[:, : self.grid.shape[1]]]
+        """Lay (n, ...) out as (b, l, ...); what stands in the padding means nothing."""
+        return values[self.sources.view(-1, self.width)]
 
     def pack(self, values: Tensor) -> Tensor:
         """Take (n, ...) out of what is laid out like that, each token from its first place."""
         return values[self.slots // self.width, self.positions]
-
-    def _heads(self, heads: int) -> "_HeadPlaces":
-        if heads not in self._places:
-            number = torch.arange(heads, device=self.lengths.device)
-
-            def of_each(places: Tensor) -> Tensor:
-                row, column = places[:, None] // self.width, places[:, None] % self.width
-                return ((row * heads + number) * self.width + column).flatten()
-
-            sources = self.sources.view(-1, 1, self.width) * heads + number[:, None]
-            self._places[heads] = _HeadPlaces(sources.flatten(), of_each(self.slots), of_each(self.repeats))
-        return self._places[heads]
-
-    @cached_property
-    def _places(self) -> dict[int, "_HeadPlaces"]:
-        return {}  # for numbers of heads, as they are asked for: every block asks for the same

@@ -68,8 +68,9 @@ class ActorCritic(nn.Module):
         self.adapters: Any = Adapters(policy) if isinstance(policy, PeftModel) else None
         self.config: Any = head.unwrapped(policy).config  # what Accelerate reads
         self._actor = DecoderOnly(policy, runtime)
-        own_trunk = value_model is not None and not isinstance(value_model, SharedCritic)
-        self._critic = DecoderOnly(value_model, runtime) if own_trunk else self._actor
+        self._critic = self._actor  # whose states are not read if there is no critic
+        if value_model is not None and not isinstance(value_model, SharedCritic):
+            self._critic = DecoderOnly(value_model, runtime)
 
     def forward(
         self, microbatch: Microbatch, temperature: float, *, entropy: bool = False, reference: bool = False

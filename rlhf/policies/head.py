@@ -1,6 +1,7 @@
 """The two halves of a causal language model: the trunk, and the output layer that turns hidden states into logits.
 
-PPO needs logits only where the policy chose a token, so the engine calls the halves apart. Nothing here stores logits.
+PPO needs logits only where the policy chose a token, so `decoder_only` and the sampler call the halves apart. Nothing
+here stores logits, and nothing here knows of backends.
 """
 
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.cpu import fast_trunk
 from rlhf.packing.packed import PackedRows
 
 
@@ -24,7 +24,7 @@ def trunk(policy: nn.Module) -> Any:
 
 
 def hidden_states(policy: nn.Module, rows: PackedRows, read: Tensor) -> Tensor:
-    """Run the trunk over rows: block by block where `fast_trunk` knows it, else as a module on padded rows.
+    """Run the trunk as a module over padded rows: the plain way, see `backend` for a faster one.
 
     No attention mask is needed: attention is causal, so what a real token sees never includes padding behind it.
 
@@ -36,10 +36,7 @@ def hidden_states(policy: nn.Module, rows: PackedRows, read: Tensor) -> Tensor:
     Returns:
         (t, d).
     """
-    model = trunk(policy)
-    if fast_trunk.can_run(model):
-        return fast_trunk.run(model, rows, read)
-    padded = model(input_ids=rows.pad(rows.input_ids), use_cache=False).last_hidden_state
+    padded = trunk(policy)(input_ids=rows.pad(rows.input_ids), use_cache=False).last_hidden_state
     return rows.pack(padded)[read]
 
 

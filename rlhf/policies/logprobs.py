@@ -5,19 +5,19 @@ kept while there is room, and made again where there is none. Used for old, new 
 so that all three have the same arithmetic.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf.cpu import kernels, native_kernels
-from rlhf.cpu.rounding import rounded_factors
 from rlhf.policies import head
+from rlhf.policies.backend import Backend
 
 TILE = 4096  # tokens of the vocabulary whose logits are made at once, so that the output layer is read once
 ROWS = 1024  # rows for which they are, at most: 16 MiB of logits in float32
-EVEN = 16  # what their number is made a multiple of, for `native_kernels`
+EVEN = 16  # what their number is made a multiple of, for a backend
 KEPT_ELEMENTS = 40 * 2**20  # exponentials kept for the backward pass; 160 MiB in float32, half of it in bfloat16
 
 
@@ -55,13 +55,16 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float,
-                gradient_dtype: torch.dtype, room: int) -> Tensor:  # fmt: skip
+                gradient_dtype: torch.dtype, room: int, backend: Backend | None) -> Tensor:  # fmt: skip
         ctx.kept = {}  # of the first tiles, as many as there is room for; not saved tensors, which go all at once
+        ctx.make = partial(
+            _tile_softmax, targets=targets, temperature=temperature, gradient_dtype=gradient_dtype, backend=backend
+        )
         room = room if any(ctx.needs_input_grad) else 0
         sums = []
         for number, tile in enumerate(_tiles(len(weight))):
             keep = len(hidden) * tile.stop <= room
-            part, powers = _tile_softmax(hidden, weight, bias, targets, temperature, gradient_dtype, tile, keep=keep)
+            part, powers = ctx.make(hidden, weight, bias, tile=tile, keep=keep)
             sums.append(part)
             if keep:
                 ctx.kept[number] = powers
@@ -69,7 +72,7 @@ class _LinearLogprobs(torch.autograd.Function):
         normaliser = (peaks + totals.log()).logsumexp(0)
         logprobs = chosen.gather(0, targets[None] // TILE).squeeze(0) - normaliser
         ctx.save_for_backward(hidden, weight, bias, targets, logprobs, (peaks - normaliser).exp())
-        ctx.temperature, ctx.gradient_dtype = temperature, gradient_dtype
+        ctx.temperature = temperature
         return logprobs
 
     @staticmethod
@@ -84,9 +87,7 @@ class _LinearLogprobs(torch.autograd.Function):
         for number, tile in enumerate(_tiles(len(weight))):
             powers = ctx.kept.pop(number, None)
             if powers is None:
-                _, powers = _tile_softmax(
-                    hidden, weight, bias, targets, ctx.temperature, ctx.gradient_dtype, tile, keep=True
-                )
+                _, powers = ctx.make(hidden, weight, bias, tile=tile, keep=True)
             row_factors = -factors[number, :, None] * scale
             if hidden_grad is not None:
                 hidden_grad.addcmul_(powers.T @ weight[tile].to(powers.dtype), row_factors)
@@ -102,7 +103,7 @@ class _LinearLogprobs(torch.autograd.Function):
             weight_grad.index_add_(0, targets, (hidden * at_target).to(weight.dtype))
         if bias_grad is not None:
             bias_grad.index_add_(0, targets, at_target.squeeze(-1).to(bias.dtype))
-        return None if hidden_grad is None else hidden_grad.to(hidden.dtype), weight_grad, bias_grad, *(None,) * 4
+        return None if hidden_grad is None else hidden_grad.to(hidden.dtype), weight_grad, bias_grad, *(None,) * 5
 
 
 def _tiles(vocabulary: int) -> list[slice]:
@@ -110,30 +111,57 @@ def _tiles(vocabulary: int) -> list[slice]:
 
 
 def _tile_softmax(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float,
-    gradient_dtype: torch.dtype, tile: slice, *, keep: bool,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, *, targets: Tensor, temperature: float,
+    gradient_dtype: torch.dtype, tile: slice, keep: bool, backend: Backend | None,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:  # fmt: skip
-    """See `kernels.tile_softmax`; behind its sums the exponentials with 0 at the targets, None if they are not kept."""
-    logits = _logits(hidden, weight[tile], None if bias is None else bias[tile], gradient_dtype)
+    """Compute what the softmax needs of a tile of the vocabulary, of z = logits / temperature.
+
+    Returns:
+        max z, the sum of exp(z - max z), and z at the targets or at some other token of the tile, (n,) each; and
+        exp(z - max z), (v, n), with 0 at the targets, None if they are not to be kept.
+    """
+    logits = _logits(hidden, weight[tile], None if bias is None else bias[tile], gradient_dtype, backend)
     places = targets - tile.start
     rows = places.clamp(0, len(logits) - 1)
     powers = torch.empty_like(logits, dtype=gradient_dtype) if keep else None
-    sums = kernels.tile_softmax(logits, rows, temperature, powers)
+    fast = None if backend is None else backend.tile_softmax(logits, temperature, powers)
+    peaks, totals = tile_sums(logits, temperature, powers) if fast is None else fast
     if powers is not None:
         own = (places == rows).nonzero().squeeze(-1)
         powers[rows[own], own] = 0
-    return sums, powers
+    return (peaks, totals, logits.gather(0, rows[None]).squeeze(0) / temperature), powers
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_dtype: torch.dtype) -> Tensor:
+def tile_sums(logits: Tensor, temperature: float, powers: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute peaks and sums of a softmax over a tile of the vocabulary, of z = logits / temperature.
+
+    Args:
+        logits: (v, n), a column for each token of the rows; -inf bans a token of the vocabulary.
+        temperature: See above.
+        powers: (v, n) Gets exp(z - max z), if it is given.
+
+    Returns:
+        max z and the sum of exp(z - max z), (n,) each.
+    """
+    scaled = logits / temperature
+    # Where every token is banned the peak is the lowest number, and not -inf: -inf - -inf is not a number.
+    peaks = scaled.amax(0).clamp(min=torch.finfo(scaled.dtype).min)
+    exponentials = (scaled - peaks).exp()
+    if powers is not None:
+        powers.copy_(exponentials)
+    return peaks, exponentials.sum(0)
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient_dtype: torch.dtype, backend: Backend | None
+) -> Tensor:
     """Logits (tokens of the vocabulary, n)."""
-    dtype, rounded = _compute_dtype(hidden), gradient_dtype == torch.bfloat16
+    dtype, logits = _compute_dtype(hidden), None
     hidden = hidden.to(dtype)
-    if rounded and native_kernels.can_multiply(weight, hidden):
-        logits = native_kernels.rounded_product(weight, hidden)
-    else:
-        with rounded_factors(rounded):
-            logits = weight.to(dtype) @ hidden.T
+    if backend is not None and gradient_dtype == torch.bfloat16:
+        logits = backend.rounded_product(weight, hidden)
+    if logits is None:
+        logits = weight.to(dtype) @ hidden.T
     return logits if bias is None else logits.add_(bias.to(dtype)[:, None])
 
 
@@ -152,6 +180,7 @@ def token_logprobs(
     *,
     entropy: bool = False,
     gradient_dtype: torch.dtype | None = None,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities, and entropies if asked for, of `targets` under the policy's output layer.
 
@@ -166,7 +195,8 @@ def token_logprobs(
         temperature: Divides the logits.
         entropy: Whether to compute entropies; they are 0 otherwise.
         gradient_dtype: Of the matrix products in the backward pass; by default that of the log-probabilities. With
-            bfloat16, those of the forward pass round their factors too.
+            bfloat16, a backend that multiplies it rounds the factors of the forward pass too.
+        backend: Of the policy; None computes everything in torch.
 
     Returns:
         Log-probabilities (n,) and entropies (n,), in nats, float32 (float64 for float64 hidden states).
@@ -180,7 +210,9 @@ def token_logprobs(
             room = KEPT_ELEMENTS // max(len(parts), 1) if torch.is_grad_enabled() else 0
             dtype = gradient_dtype or _compute_dtype(hidden)
             logprobs = torch.cat([
-                _LinearLogprobs.apply(h, layer.weight, layer.bias, t, temperature, dtype, room)  # type: ignore[no-untyped-call]
+                _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
+                    h, layer.weight, layer.bias, t, temperature, dtype, room, backend
+                )
                 for h, t in parts
             ])[:count]  # fmt: skip
             return logprobs, torch.zeros_like(logprobs)

@@ -1,31 +1,21 @@
-"""The PPO engine: sample, score, estimate advantages, update.
+"""The PPO engine: score what was played, estimate advantages, update.
 
-Reading order: `trainer` (the loop), `rollout` and `sampler` (where episodes come from), `batch` (how they are laid
-out), `token_rewards`, `advantages` and `losses` (the mathematics, one formula in one place).
+Reading order: `trainer` (the loop), `batch` (how episodes are laid out), `scoring`, `token_rewards`, `advantages` and
+`losses` (the mathematics, one formula in one place), `update`.
 
-The trainer and its options are here under the names that TRL gives them, and what loads a trained critic; they are
-imported when they are asked for, because they are heavy and other modules of this package are not.
+Scripts that were written for TRL import the trainer from here under TRL's names. Those live in `rlhf.trl`, a room above
+this one, and are looked up there when a script asks: nothing in this room uses them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rlhf.policies.critics import load_critic
-    from rlhf.ppo.trainer import PPOTrainer
-    from rlhf.trl.config import PPOConfig
+from typing import Any
 
 __all__ = ["PPOConfig", "PPOTrainer", "load_critic"]
 
-_HOMES = {
-    "PPOConfig": "rlhf.trl.config",
-    "PPOTrainer": "rlhf.ppo.trainer",
-    "load_critic": "rlhf.policies.critics",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for."""
-    if name not in _HOMES:
+    """Look the names of TRL's scripts up in the drop-in."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    from rlhf import trl  # upwards: the one exception, for `from rlhf.ppo import PPOConfig, PPOTrainer` of scripts
+
+    return getattr(trl, name)

@@ -24,6 +24,10 @@ _PROGRESS = "progress.json"  # written last: a folder without it is an unfinishe
 
 def save(ppo: PPO, folder: str | os.PathLike[str]) -> None:
     """Write a checkpoint that `load` goes on from; every process must call this."""
+    if ppo.accelerator.is_main_process:
+        Path(folder, _PROGRESS).unlink(
+            missing_ok=True
+        )  # of an earlier checkpoint in this folder: it is void from now on
     # Safe serialisation refuses weights that share memory, as a tied output layer does.
     ppo.accelerator.save_state(os.path.join(folder, _STATE), safe_serialization=False)
     if ppo.accelerator.is_main_process:

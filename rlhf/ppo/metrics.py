@@ -85,4 +85,3 @@ def rollout_rows(
             scored += 1
         rows.append(row)
     return rows
-

@@ -6,9 +6,7 @@ from torch import Tensor
 from rlhf.config.ppo import MissingStopConfig
 
 
-def penalise_unfinished(
-    env_rewards: Tensor, mask: Tensor, stopped: Tensor, missing_stop: MissingStopConfig
-) -> Tensor:
+def penalise_unfinished(env_rewards: Tensor, mask: Tensor, stopped: Tensor, missing_stop: MissingStopConfig) -> Tensor:
     """Change the last reward of responses that reached their limit without a stop.
 
     Ziegler et al. (2019) replace the score, TRL subtracts from it.

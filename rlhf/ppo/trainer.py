@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 
 from rlhf.config.ppo import PPOSectionConfig
 from rlhf.episodes.episode import Episode
@@ -84,6 +84,7 @@ class PPO:
         schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None,
         on_iteration: Callable[[Iteration], bool | None] | None = None,
     ) -> None:
+        set_seed(seed)  # rewards and environments of the user's may draw from any generator
         self.settings, self.seed, self.on_iteration = settings, seed, on_iteration
         self.source, self.generator = source, generator
         self.progress = Progress()

@@ -23,9 +23,7 @@ from rlhf.scoring.shared_reward import load_shared_reward_model
 __all__ = ["build_scorer", "load_reward_model"]
 
 
-def build_scorer(
-    config: Config, folder: RunFolder, runtime: Runtime, policy: Any = None
-) -> CombinedReward | None:
+def build_scorer(config: Config, folder: RunFolder, runtime: Runtime, policy: Any = None) -> CombinedReward | None:
     """Load the components of `ppo.rewards`.
 
     Args:
@@ -102,5 +100,5 @@ def _load_model(name: str, path: str, runtime: Runtime) -> ScalarRewardModel:
 
 
 def _from_folder(path: Path, runtime: Runtime) -> ScalarRewardModel:
-    dtype = "bfloat16" if runtime.bf16 else "float32"
-    return ScalarRewardModel.from_folder(path, device=str(runtime.device), dtype=dtype)
+    device = str(runtime.device)
+    return ScalarRewardModel.from_folder(path, device=device, dtype="bfloat16" if runtime.bf16 else "float32")

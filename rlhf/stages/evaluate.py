@@ -140,7 +140,7 @@ class _Comparison:
         }
 
     def _load(self, folder: Path | None) -> nn.Module:
-        policy = load_policy(self.config.model, self.tokenizer, folder=folder, seed=self.config.seed)
+        policy: nn.Module = load_policy(self.config.model, self.tokenizer, folder=folder, seed=self.config.seed)
         return policy.to(self.runtime.device).eval()
 
     def _play(self, policy: nn.Module) -> list[Episode]:

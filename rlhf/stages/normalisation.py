@@ -93,4 +93,3 @@ def sample_responses(
             progress.update(len(sampled))
     asked = [fitting[number % len(fitting)][0] for number in numbers]
     return asked, [response_text(tokenizer, result) for result in sampled]
-

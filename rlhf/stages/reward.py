@@ -1,10 +1,10 @@
 """The reward-model stage: a scalar model learns from pairs which of two responses people prefer.
 
 Bradley-Terry (Ouyang et al., 2022, equation 1): P(chosen wins) = sigmoid(score(chosen) - score(rejected)); the loss is
-the mean negative log-likelihood of the pairs, in nats. Training is TRL's `RewardTrainer`, what it shares with the SFT
-stage stands in `supervised.py`. Afterwards `normalisation.py` gives scores mean 0 and variance 1 on the SFT policy's
-responses. Writes a folder that `AutoModelForSequenceClassification` loads, and in it, if the model is the SFT policy's
-trunk with LoRA, the adapter that was not merged: PPO may run it on the policy's own trunk.
+the mean negative log-likelihood of the pairs, in nats. How the model is read is `reward_trainer.py`'s matter, what the
+stage shares with the SFT stage is in `supervised.py`. Afterwards `normalisation.py` gives scores mean 0 and variance 1
+on the SFT policy's responses. Writes a folder that `AutoModelForSequenceClassification` loads, and in it, if the model
+is the SFT policy's trunk with LoRA, the adapter that was not merged: PPO may run it on the policy's own trunk.
 """
 
 import tempfile
@@ -12,27 +12,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from reward_models.calibration import pair_metrics
 from reward_models.chat import Text, encode_dialogue, to_messages
 from rlhf.config.schema import Config
 from rlhf.data import Preference, Splits, Tokens, load_rows
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
-from rlhf.launch.deepspeed import is_main_process
 from rlhf.launch.runtime import Runtime
 from rlhf.models.adapters import add_adapters
 from rlhf.models.load import load_sequence_classifier, load_tokenizer
-from rlhf.models.precision import round_frozen_matrices
 from rlhf.models.shared_trunk import fingerprint, save_adapter
 from rlhf.scoring.shared_reward import ADAPTER
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.corpus import texts
 from rlhf.stages.normalisation import normalise
-from rlhf.stages.supervised import Validation, check_positions, report_skipped, save, train, training_arguments
-from rlhf.stages.trl import TrlRewardConfig, TrlRewardTrainer
+from rlhf.stages.reward_trainer import RewardTrainer
+from rlhf.stages.supervised import (
+    check_positions,
+    report_skipped,
+    save,
+    store_as_computed,
+    train,
+    training_arguments,
+)
+from rlhf.stages.trl import TrlRewardConfig
 from rlhf.tracking.tracker import Tracker
 
 __all__ = ["run"]
@@ -47,12 +52,11 @@ def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -
     """
     if config.reward is None:
         raise StageError("the config has no section reward: add it, or choose another command")
-    section = config.reward
+    section, of_model = config.reward, config.reward.model or config.model
     tokenizer = _tokenizer(config, folder)
     model: Any = _build(config, folder, tokenizer)
     trunk = fingerprint(model)  # now: the weights are whole, whatever DeepSpeed does with them later
-    if runtime.for_model(section.model or config.model).bf16 and (section.model or config.model).lora is not None and config.distributed.zero is None:
-        round_frozen_matrices(model)
+    store_as_computed(model, of_model, config, runtime.for_model(of_model))
     check_positions("reward", section, model)
     rows = load_rows(
         section.data,
@@ -62,10 +66,10 @@ def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -
     )
     report_skipped("reward", rows)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(config, model, tokenizer, rows, scratch)
+        trainer = _trainer(config, model, tokenizer, rows, runtime.for_model(of_model), scratch)
         trained = train(trainer, tracker, "reward", section)
     save(trained, lambda: _build(config, folder, tokenizer), tokenizer, folder.reward)
-    if section.model is None and config.model.lora is not None and is_main_process():
+    if section.model is None and config.model.lora is not None and runtime.is_main_process:
         save_adapter(folder.reward / ADAPTER, model.peft_config["default"], trained.weights, "default", trunk)
     del trainer, model  # sampling needs the memory
     normalisation = normalise(config, folder, [row.prompt for row in rows.train], runtime)
@@ -83,45 +87,20 @@ def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -
     }
 
 
-class RewardTrainer(Validation, TrlRewardTrainer):  # type: ignore[misc]  # trl has no types
-    """TRL's trainer, validating by the exact metrics of all held-out pairs."""
-
-    def measure(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        """Scores of the pairs of a batch, (B, 2): of the chosen and of the rejected response."""
-        scores: Tensor = model(**batch, use_cache=False).logits  # (2 B, 1): first all chosen, then all rejected
-        return scores.view(2, -1).T.contiguous()
-
-    def summarise(self, measured: Tensor) -> dict[str, float]:
-        """Loss, accuracy with its 95% interval, margin and calibration."""
-        chosen, rejected = measured.unbind(1)
-        loss = -nn.functional.logsigmoid(chosen - rejected).mean()  # -log P(chosen wins)
-        if self.args.center_rewards_coefficient is not None:
-            loss += self.args.center_rewards_coefficient * (chosen + rejected).square().mean()
-        if not measured.isfinite().all():
-            return {"eval_loss": float("nan")}
-        pairs = pair_metrics(chosen.numpy(), rejected.numpy())
-        return {
-            "eval_loss": loss.item(),
-            "eval_accuracy": pairs.accuracy,
-            "eval_accuracy_low": pairs.accuracy_low,
-            "eval_accuracy_high": pairs.accuracy_high,
-            "eval_margin": pairs.mean_margin,
-            "eval_mean_reward": measured.mean().item(),
-            "eval_min_reward": measured.min().item(),
-            "eval_max_reward": measured.max().item(),
-            "expected_calibration_error": pairs.calibration_error,
-        }
-
-
 def _trainer(
-    config: Config, model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Splits[Preference], output_dir: str
+    config: Config,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Splits[Preference],
+    runtime: Runtime,
+    output_dir: str,
 ) -> RewardTrainer:
     assert config.reward is not None
     arguments = training_arguments(
         TrlRewardConfig,
         config,
         config.reward,
-        config.reward.model or config.model,
+        runtime,
         validate=bool(rows.validation),
         output_dir=output_dir,
         center_rewards_coefficient=config.reward.center_coefficient,
@@ -130,6 +109,7 @@ def _trainer(
     return RewardTrainer(
         model,
         arguments,
+        runtime,
         train_dataset=_tokenised(rows.train),
         eval_dataset=_tokenised(rows.validation) if rows.validation else None,
         processing_class=tokenizer,

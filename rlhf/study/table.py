@@ -36,8 +36,9 @@ def study_markdown(study: dict[str, Any], samples: Sequence[dict[str, Any]]) -> 
         "",
         "The reward model was fitted on one half of the preference pairs, the judge on the other half; PPO saw only "
         "the reward model. Differences are after minus before, in standard deviations of a model's scores of the "
-        "responses before, with a 95% bootstrap interval over prompts. A win is the higher score on a prompt, a tie counts half. The "
-        "judge's accuracy is that on the pairs which it was not fitted on. Arrows go from before to after.",
+        "responses before, with a 95% bootstrap interval over prompts. A win is the higher score on a prompt, a tie "
+        "counts half. The judge's accuracy is that on the pairs which it was not fitted on. Arrows go from before to "
+        "after.",
         "",
         _row(_COLUMNS),
         _row(["---"] * len(_COLUMNS)),

@@ -1,4 +1,4 @@
-"""Connects transformers' Trainer (and so TRL's trainers and ours) to our tracker and progress bar.
+"""Connects transformers' Trainer, and so those of the SFT and the reward stage, to our tracker and progress bar.
 
 The stages call `attach`; the trainer's logs then arrive as `sft/loss`, `reward/validation_accuracy` and so on. The
 callback reports; it never changes the course of the training.
@@ -18,21 +18,14 @@ from rlhf.tracking.tracker import Tracker
 
 __all__ = ["TrackerCallback", "attach", "stage_metrics"]
 
-# The Trainer's names that do not say what they are in ours. "eval_" becomes "validation_" for all.
+# transformers' names that do not say what they are in ours. "eval_" becomes "validation_" for all.
 _OUR_NAMES = {
     "grad_norm": "gradient_norm",
-    "num_tokens": "tokens",
-    "mean_token_accuracy": "token_accuracy",
-    "mean_reward": "mean_score",
-    "min_reward": "min_score",
-    "max_reward": "max_score",
     "train_runtime": "seconds/train",
     "train_samples_per_second": "samples_per_second",
     "train_steps_per_second": "steps_per_second",
     "eval_runtime": "seconds/validation",
 }
-_UNITS = {"ppo": "iterations"}  # what a stage's steps are called
-_BESIDE_THE_BAR = ("loss", "score", "kl")
 
 
 class TrackerCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -40,14 +33,14 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]  # transformers ha
 
     Args:
         tracker: Where metrics go.
-        stage: Prefix, "sft", "reward" or "ppo".
+        stage: Prefix, "sft" or "reward".
         progress: The bar; default: a new one.
     """
 
     def __init__(self, tracker: Tracker, stage: str, progress: StageProgress | None = None) -> None:
         self._tracker = tracker
         self._stage = stage
-        self._progress = progress or StageProgress(stage, _UNITS.get(stage, "steps"))
+        self._progress = progress or StageProgress(stage, "steps")
         self._training = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -73,9 +66,8 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]  # transformers ha
         if metrics:
             self._tracker.log(metrics, state.global_step)
         if self._training:
-            shown = {
-                name: metrics[f"{self._stage}/{name}"] for name in _BESIDE_THE_BAR if f"{self._stage}/{name}" in metrics
-            }
+            loss = metrics.get(f"{self._stage}/loss")
+            shown = {} if loss is None else {"loss": loss}
             self._progress.update(state.global_step, **shown)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -55,7 +55,7 @@ class TokenDatasetSource:
         *,
         bf16: bool = False,
     ) -> None:
-        self.prompts = [_without_padding(row, tokenizer.pad_token_id) for row in dataset]
+        self.prompts = [_without_padding(number, row, tokenizer.pad_token_id) for number, row in enumerate(dataset)]
         if not self.prompts:
             raise DataError("the data set has no rows: give at least one prompt")
         self.columns = [{name: value for name, value in row.items() if name not in _TOKEN_COLUMNS} for row in dataset]
@@ -176,8 +176,13 @@ def score_tokens(
     return scores
 
 
-def _without_padding(row: Any, pad_token_id: int | None) -> list[int]:
+def _without_padding(index: int, row: Any, pad_token_id: int | None) -> list[int]:
     """Return a row's prompt. The attention mask says what is padding; without one, leading and trailing pads are."""
+    if "input_ids" not in row:
+        raise DataError(
+            f"row {index} of the data set has no input_ids; it has {', '.join(row)}. Tokenise the prompts first, e.g. "
+            "dataset.map(lambda row: tokenizer(row['prompt']))"
+        )
     ids = [int(token) for token in row["input_ids"]]
     if "attention_mask" in row:
         return [token for token, real in zip(ids, row["attention_mask"], strict=True) if real]

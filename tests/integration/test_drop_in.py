@@ -23,10 +23,12 @@ from transformers import (
 
 from rlhf.config.model import TokenizerConfig
 from rlhf.models.scratch import train_tokenizer
-from rlhf.ppo import PPOConfig, PPOTrainer
+from rlhf.trl import PPOConfig, PPOTrainer
 
 SCRIPT = Path(__file__).with_name("trl_script.py")
-THEIRS, OURS = "from trl.experimental.ppo import", "from rlhf.ppo import"
+THEIRS, OURS = "from trl.experimental.ppo import", "from rlhf.trl import"
+OLD_TRL = ROOT / ".trl-1.12"  # the last TRL that has a PPOTrainer
+needs_old_trl = pytest.mark.skipif(not OLD_TRL.is_dir(), reason="TRL 1.12.0 is not there: `make .trl-1.12` fetches it")
 PROMPTS = [f"Where is parcel number {i}, please?" for i in range(20)]
 
 
@@ -49,8 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_script(folder: Path, text: str, output: Path, *options: str) -> str:
-    """Run the script as a program of its own; it must succeed."""
+def run_script(folder: Path, text: str, output: Path, *options: str, old_trl: bool = False) -> str:
+    """Run the script as a program of its own, with the installed TRL or with 1.12.0; it must succeed."""
     script = output.with_suffix(".py")
     script.write_text(text, "utf-8")
     arguments = {
@@ -62,7 +64,8 @@ def run_script(folder: Path, text: str, output: Path, *options: str) -> str:
     }  # fmt: skip
     line = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(output.parent / "cache"), "HF_HUB_OFFLINE": "1",
+        **os.environ, "PYTHONPATH": f"{ROOT}:{OLD_TRL}" if old_trl else str(ROOT),
+        "HF_HOME": str(output.parent / "cache"), "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120",
     }  # fmt: skip
     done = subprocess.run(
@@ -88,10 +91,17 @@ def test_one_line_differs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [THEIRS, OURS])
-def test_the_script_runs_with_trl_and_with_one_import_changed(folder: Path, tmp_path: Path, line: str):
+@pytest.mark.parametrize(
+    ("line", "old_trl"),
+    [
+        pytest.param(THEIRS, True, marks=needs_old_trl, id="trl-1.12"),
+        pytest.param(OURS, True, marks=needs_old_trl, id="ours-beside-trl-1.12"),
+        pytest.param(OURS, False, id="ours-beside-the-installed-trl"),
+    ],
+)
+def test_the_script_runs_with_trl_and_with_one_import_changed(folder: Path, tmp_path: Path, line: str, old_trl: bool):
     output = tmp_path / "trained"
-    printed = run_script(folder, SCRIPT.read_text("utf-8").replace(THEIRS, line), output)
+    printed = run_script(folder, SCRIPT.read_text("utf-8").replace(THEIRS, line), output, old_trl=old_trl)
     assert moved(folder / "sft", output)
     assert json.loads((output / "checkpoint-2" / "trainer_state.json").read_text("utf-8"))["global_step"] == 2
     assert len(AutoTokenizer.from_pretrained(output)) == 291  # with the script's own pad token
@@ -139,7 +149,7 @@ def train(folder: Path, tmp_path: Path, reward, *, after=lambda trainer: None, *
     config = PPOConfig(
         output_dir=str(tmp_path), per_device_train_batch_size=8, total_episodes=16, num_ppo_epochs=1,
         response_length=6, learning_rate=1e-2, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
-        logging_steps=100, **options,
+        logging_steps=100, compile_kernels=False, **options,
     )  # fmt: skip
     seen: list = []
     trainer = PPOTrainer(
@@ -229,10 +239,19 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path):
         train(folder, tmp_path, [shout, constant], reward_weights=(1.0,))
 
 
-def test_the_package_names_what_trl_names_and_what_loads_a_critic():
+def test_both_packages_name_what_trl_names_and_what_loads_a_critic():
     import rlhf.ppo
+    import rlhf.trl
 
-    assert set(rlhf.ppo.__all__) == {"PPOConfig", "PPOTrainer", "load_critic"}
-    assert all(callable(getattr(rlhf.ppo, name)) for name in rlhf.ppo.__all__)
+    assert set(rlhf.trl.__all__) == set(rlhf.ppo.__all__) == {"PPOConfig", "PPOTrainer", "load_critic"}
+    for name in rlhf.ppo.__all__:
+        assert callable(getattr(rlhf.trl, name))
+        assert getattr(rlhf.ppo, name) is getattr(rlhf.trl, name)
     with pytest.raises(AttributeError, match="has no attribute 'PPOTrianer'"):
         _ = rlhf.ppo.PPOTrianer
+
+
+@pytest.mark.slow
+def test_the_engine_does_not_load_the_drop_in():
+    code = "import sys, rlhf.ppo.trainer; sys.exit(any(name.startswith('rlhf.trl') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

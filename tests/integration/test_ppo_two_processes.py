@@ -20,7 +20,7 @@ def count_tokens(prompts, completions, completion_ids, **_):
 
 def run(folder: str) -> None:
     """Three steps on a fixed rollout of uneven episodes, then a sampled rollout; rank 0 writes what came out."""
-    from ppo_helpers import episode, exact, make_ppo, prompts, tiny
+    from ppo_helpers import advantaged, episode, exact, make_ppo, prompts, tiny
 
     world = int(os.environ.get("WORLD_SIZE", 1))
     episodes = [
@@ -28,10 +28,9 @@ def run(folder: str) -> None:
         for n in range(8)
     ]
     trainer = make_ppo(exact(tiny()), reference=exact(tiny(seed=1)), reward=count_tokens,
-        dataset=prompts([[3], [4, 5, 6], [5, 5]]), episodes_per_iteration=8 // world, total_episodes=32,
+        dataset=prompts([[3], [4, 5, 6], [5, 5]]), episodes_per_iteration=8, total_episodes=32,
         max_response_tokens=6, microbatch_tokens=20, minibatches=2, epochs=1, learning_rate=1e-2,
         whiten_rewards=True, entropy_coefficient=0.1, max_gradient_norm=0.5,
-        **({"ddp_backend": "gloo"} if world > 1 else {}),
     )  # fmt: skip
     assert trainer.accelerator.num_processes == world
     torch.nn.init.normal_(trainer.actor_critic.value_model.score.weight, generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .fault import Fault, FaultError
+from .fault import Fault, FaultError, node_ids
 from .faults import FAULTS
 from .tree import Outcome, Tree, heavy_process
 
@@ -113,11 +113,12 @@ class Bench:
 
 def run(faults: Sequence[Fault], bench: Bench) -> dict[str, Outcome]:
     """Try the faults: each one's own tests first, all fast tests for those that these do not notice."""
-    own = list(dict.fromkeys(test for fault in faults for test in fault.first_tests))
+    first = {fault.name: node_ids(ROOT, fault.first) for fault in faults}
+    own = list(dict.fromkeys(test for tests in first.values() for test in tests))
     # A file is checked as a whole if one fault names it, so that none of its tests runs twice.
     files = [test for test in own if "::" not in test]
     bench.check(files + [test for test in own if "::" in test and test.partition("::")[0] not in files])
-    outcomes = bench.try_all((fault, fault.first_tests) for fault in faults if fault.first)
+    outcomes = bench.try_all((fault, first[fault.name]) for fault in faults if fault.first)
     left = [fault for fault in faults if fault.name not in outcomes or outcomes[fault.name].kind == "survived"]
     if left:
         tree = bench.trees.get()
@@ -142,7 +143,7 @@ def main() -> int:
         return 2
     for fault in faults:
         if outcomes[fault.name].kind == "survived":
-            console.print(f"{fault.name} survives in {fault.path}: {fault.why}", style="bold red", markup=False)
+            console.print(f"{fault.name} survives in {fault.function}: {fault.why}", style="bold red", markup=False)
     killed = sum(outcome.kind in ("killed", "hangs") for outcome in outcomes.values())
     minutes = (time.perf_counter() - start) / 60
     console.print(f"killed {killed}/{len(faults)} ({minutes:.1f} minutes)", style="bold", highlight=False)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from ppo_helpers import letters_tokenizer, make_trainer, prompts, tiny
+from ppo_helpers import advantaged, letters_tokenizer, prompts, tiny
 from torch import nn
 from trl_defects.stock import ROWS, in_trl, left_padding, stock_trainer, zero_critic
+from trl_helpers import make_trainer
 
 from rlhf.policies.head import trunk
 
@@ -42,9 +43,9 @@ def first_minibatch_here(folder: Any, policy: Any, **options: Any) -> dict[str, 
     trainer = make_trainer(
         folder, policy, reward_model=count, train_dataset=prompts(ROWS), num_ppo_epochs=1, response_length=6, **options
     )
-    batch = trainer.score(trainer.rollout(0))
+    batch = advantaged(trainer.ppo)
     gap = float((batch.logprobs - batch.sampled_logprobs)[batch.mask].abs().max())
-    return {**trainer.update(batch, 0).means(), "gap": gap}
+    return {**trainer.ppo.update(batch, 0).means(), "gap": gap}
 
 
 def assert_agrees(found: dict[str, float], gap: float = 1e-5) -> None:
@@ -148,7 +149,7 @@ def test_bf16_acts_on_rollout_and_update_alike_here(tmp_path):
     )  # fmt: skip
     trainer.train()
     assert seen == {False: {torch.bfloat16}, True: {torch.bfloat16}}
-    assert next(trunk(trainer.rollout_policy.refresh()).parameters()).dtype == torch.bfloat16
+    assert next(trunk(trainer.ppo.generator._weights.refresh()).parameters()).dtype == torch.bfloat16
 
 
 def test_bf16_keeps_the_ratio_at_1_here(tmp_path):

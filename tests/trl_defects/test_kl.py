@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from ppo_helpers import exact, ppo_config, tiny
+from ppo_helpers import exact, tiny
 from torch import Tensor
 from trl_defects.stock import A, B, C, FixedReward, in_trl, script, stock_trainer, zero_critic
+from trl_helpers import ppo_config
 
 ARMS = [A, B, C]
 REFERENCE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)

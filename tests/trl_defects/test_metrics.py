@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from ppo_helpers import exact, make_trainer, random_episodes, tiny
+from ppo_helpers import advantaged, exact, random_episodes, tiny
 from torch import Tensor, nn
 from trl_defects.stock import EOS, A, B, C, in_trl, script, stock_trainer, zero_critic
+from trl_helpers import make_trainer
 
 RESPONSES = {A: [B, EOS], B: [A, C, EOS], C: [C, EOS]}
 SECOND_EPOCH = (1, 0, 0)  # epoch, minibatch, microbatch: there the policy has moved
@@ -43,7 +44,7 @@ def test_padding_changes_no_metric_here(tmp_path):
         trainer = make_trainer(
             tmp_path, tiny(), episodes=random_episodes(8), num_ppo_epochs=2, learning_rate=1e-2, kl_coef=0.0
         )
-        batch = trainer.score(trainer.rollout(0))
+        batch = advantaged(trainer.ppo)
         shape = batch.mask.shape
         wider = {
             field.name: nn.functional.pad(value, (0, extra))
@@ -51,7 +52,7 @@ def test_padding_changes_no_metric_here(tmp_path):
             if (value := getattr(batch, field.name)).shape == shape
         }
         assert {"mask", "logprobs", "advantages"} < wider.keys()
-        found.append(trainer.update(dataclasses.replace(batch, **wider), 0).means())
+        found.append(trainer.ppo.update(dataclasses.replace(batch, **wider), 0).means())
     assert found[0]["approx_kl"] > 1e-3
     assert found[0] == found[1]
 
@@ -71,7 +72,7 @@ def test_averages_are_diluted_with_zeros_in_trl(tmp_path):
 def test_averages_are_those_of_the_tokens_here(tmp_path):
     seen: list[Any] = []
     trainer = make_trainer(
-        tmp_path, tiny(), episodes=random_episodes(8), learning_rate=0.0, per_device_train_batch_size=2,
+        tmp_path, tiny(), episodes=random_episodes(8), learning_rate=1e-12, per_device_train_batch_size=2,
         gradient_accumulation_steps=4, num_mini_batches=4, num_ppo_epochs=1, on_iteration=seen.append,
     )  # fmt: skip
     trainer.train()

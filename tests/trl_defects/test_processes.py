@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from ppo_helpers import make_trainer, prompts, tiny, weights
+from ppo_helpers import prompts, tiny, weights
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from trl_defects.stock import ROWS, in_trl, stock_trainer, zero_critic
+from trl_helpers import make_trainer
 
 
 @pytest.fixture
@@ -30,7 +31,8 @@ def adapters() -> LoraConfig:
 
 def distribute(trainer: Any) -> Any:
     """Wrap the models as Accelerate does where there are several processes."""
-    trainer.model = DistributedDataParallel(trainer.model)
+    loop = getattr(trainer, "ppo", trainer)  # of this project's trainer; TRL's is the loop itself
+    loop.model = DistributedDataParallel(loop.model)
     return trainer
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from ppo_enumerable import PrefixPolicy
-from ppo_helpers import letters_tokenizer, make_trainer, prompts, tiny, weights
+from ppo_helpers import advantaged, letters_tokenizer, prompts, tiny, weights
 from trl_defects.stock import EOS, A, B, C, FixedReward, in_trl, left_padding, script, stock_trainer
+from trl_helpers import make_trainer
 
 WIDTH = 4
 # What is said to each prompt: two responses that stop, and one that fills its length.
@@ -51,8 +52,8 @@ def run_here(folder: Any, responses: dict[int, list[int]], **options: Any) -> An
         folder, PrefixPolicy(list(said), 8).load(table), train_dataset=prompts([[letter] for letter in responses]),
         total_episodes=len(responses), response_length=WIDTH, kl_coef=0.0, num_ppo_epochs=1, **options,
     )  # fmt: skip
-    episodes = trainer.rollout(0)
-    batch = trainer.score(episodes)
+    episodes = trainer.ppo.rollout(0)
+    batch = advantaged(trainer.ppo, episodes)
     return trainer, batch, {e.token_ids[0]: row for row, e in enumerate(episodes)}
 
 
@@ -113,10 +114,10 @@ def test_an_eos_inside_a_prompt_is_read_where_pad_is_eos_here(tmp_path):
         tmp_path, policy, tokenizer=letters_tokenizer(pad="<e>"), reward_model=score_one,
         train_dataset=prompts([INNER_EOS] * 8), response_length=2,
     )  # fmt: skip
-    episodes = trainer.rollout(0)
+    episodes = trainer.ppo.rollout(0)
     expected = logprobs_of_first_tokens(policy, [e.token_ids[3] for e in episodes])
     assert [e.sampled_logprobs[3] for e in episodes] == pytest.approx(expected, abs=1e-5)
-    assert trainer.score(episodes).logprobs[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert advantaged(trainer.ppo, episodes).logprobs[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @in_trl
@@ -142,7 +143,7 @@ def test_empty_responses_are_trained_on_where_pad_is_eos_here(tmp_path, response
     )  # fmt: skip
     assert batch.mask[rows[A]].sum() == 1
     assert batch.rewards[rows[A], 0] == 1
-    means = trainer.update(batch, 0).means()
+    means = trainer.ppo.update(batch, 0).means()
     assert all(math.isfinite(value) for value in means.values())
     assert (means["optimizer_steps"], means["skipped_steps"]) == (1, 0)
     assert all(weight.isfinite().all() for weight in weights(trainer.actor_critic).values())
@@ -177,7 +178,7 @@ def test_responses_end_at_eos_unless_told_otherwise_here(tmp_path):
     trainer = make_trainer(
         tmp_path, tiny(), reward_model=score_one, train_dataset=prompts([[A], [B], [C], [6]] * 2), response_length=16
     )
-    episodes = trainer.rollout(0)
+    episodes = trainer.ppo.rollout(0)
     assert trainer.args.stop_token is None
     assert any(e.token_ids[-1] == EOS for e in episodes)
     assert not any(EOS in e.token_ids[:-1] for e in episodes)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppo_helpers import episode, make_trainer, prompts, tiny, weights
+from ppo_helpers import episode, prompts, tiny, weights
 from safetensors import safe_open
 from trl_defects.stock import ROWS, A, B, FixedReward, in_trl, script, stock_trainer, zero_critic
+from trl_helpers import make_trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
@@ -176,6 +177,6 @@ def test_the_reward_may_be_a_function_of_text_here(tmp_path):
         seen.extend(zip(prompts, completions, strict=True))
         return [float(len(text)) for text in completions]
 
-    episodes = trainer_here(tmp_path, reward_model=reward).rollout(0)
+    episodes = trainer_here(tmp_path, reward_model=reward).ppo.rollout(0)
     assert [e.score for e in episodes] == [float(len(text)) for _, text in seen]
     assert {prompt for prompt, _ in seen} == {"a", "b c d", "c c", "d e a a", "e", "a b", "b b b", "d"}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppo_helpers import episode, exact, make_trainer, random_episodes, record_steps, tiny, weights
+from ppo_helpers import episode, exact, random_episodes, record_steps, tiny, weights
 from torch import Tensor
 from trl_defects.stock import (
     EOS,
@@ -20,6 +20,7 @@ from trl_defects.stock import (
     stock_trainer,
     zero_critic,
 )  # fmt: skip
+from trl_helpers import make_trainer
 
 # By the prompt's last token; lengths from 1 to 6, so that microbatches have unequal numbers of tokens.
 RESPONSES = {A: [B, C, 6, 7, A, A], B: [EOS], C: [A, EOS], 6: [B, B, B, EOS], 7: [C, A, EOS]}

@@ -1,7 +1,7 @@
 """The comparison of what trainers learn: its tasks, its statistics, and that both trainers do as much."""
 
 import dataclasses
-import sys
+import importlib.metadata
 
 import pytest
 import torch
@@ -11,8 +11,14 @@ from benchmarks import learning
 from benchmarks.learning import STOCK, compare, interval, learn, verdict
 from benchmarks.tasks import ARMS, KEYWORDS, TASKS, trailing_mean
 from benchmarks.trainers import MODES, train
-from rlhf.trl.bridge import TrlPPOTrainer
 from rlhf.trl.token_dataset import score_tokens
+
+
+def needs_stock(test):
+    """TRL's own trainer is in no TRL after 1.12, and may not take the place of the installed one in this process."""
+    found = importlib.metadata.version("trl").startswith("1.12.")
+    skip = pytest.mark.skipif(not found, reason="TRL has no PPOTrainer after 1.12: `make trl-defects` runs this")
+    return pytest.mark.trl(skip(test))
 
 
 def test_the_interval_is_students():
@@ -75,9 +81,12 @@ def test_the_bandit_starts_at_its_reference_and_says_arms_alone():
     assert min(roles.tokenizer.pad_token_id, roles.tokenizer.eos_token_id) >= roles.policy.config.vocab_size
 
 
+@needs_stock
+@pytest.mark.filterwarnings("ignore:.*trl.experimental")
 def test_both_trainers_read_the_same_score():
     """Keywords of the response count, those of the prompt do not; TRL's trainer pads on the left, ours on the right."""
-    get_reward = sys.modules[TrlPPOTrainer.__module__].get_reward
+    from trl.experimental.utils import get_reward
+
     roles, length = TASKS["keywords"].roles(0), TASKS["keywords"].options["response_length"]
     other, pad = KEYWORDS, roles.tokenizer.pad_token_id
     rows = [[0, 0, *[1] * 7, *[other] * (length - 7)], [other] * (length + 4)]
@@ -89,8 +98,16 @@ def test_both_trainers_read_the_same_score():
     assert scores.tolist() == pytest.approx(by_hand, abs=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["fp32", pytest.param(STOCK, marks=pytest.mark.trl)])
-def test_a_training_says_what_it_got(mode):
+def test_a_training_says_what_it_got():
+    check_curves("fp32")
+
+
+@needs_stock
+def test_a_training_of_trls_says_what_it_got():
+    check_curves(STOCK)
+
+
+def check_curves(mode):
     curves = learn("bandit", mode, seed=0, iterations=2)
     assert {name: len(values) for name, values in curves.items()} == {"reward": 2, "score": 2, "kl": 2}
     assert curves["kl"][0] == 0
@@ -100,7 +117,7 @@ def test_a_training_says_what_it_got(mode):
         assert reward == pytest.approx(score - coefficient * kl, abs=1e-4)
 
 
-@pytest.mark.trl
+@needs_stock
 @pytest.mark.filterwarnings("ignore")
 def test_a_trainer_that_takes_fewer_steps_is_found_out():
     """TRL's trainer steps after each minibatch only where its data set is one batch."""

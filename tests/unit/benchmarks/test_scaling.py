@@ -11,7 +11,6 @@ from benchmarks import scaling
 from benchmarks.breakdown import KINDS, breakdown, kind_of
 from benchmarks.scaling import AXES, BASE, RESULTS, draw, measure, slope, table
 from benchmarks.trainers import MODES, PHASES
-from rlhf.cpu import native_decoding
 
 TINY = replace(BASE, episodes=4, response_tokens=4, layers=1, hidden_size=64, intermediate_size=64, vocabulary=16)
 
@@ -65,13 +64,18 @@ def test_operations_are_sorted(operation, kind):
 
 def test_an_iteration_is_taken_apart(monkeypatch):
     """Products of decoding are among the products, also compiled ones, of which torch knows nothing."""
-    call, calls = native_decoding._call, []
+    decoding = pytest.importorskip("rlhf.cpu.decoding")
+    library, calls = decoding.library(), []
 
-    def slow(*arguments):
-        calls.append(time.sleep(0.01))
-        call(*arguments)
+    class Slow:
+        def __getattr__(self, name):
+            def slow(*arguments):
+                calls.append(time.sleep(0.01))
+                return getattr(library, name)(*arguments)
 
-    monkeypatch.setattr(native_decoding, "_call", slow)
+            return slow
+
+    monkeypatch.setattr(decoding, "library", Slow)
     parts = breakdown(MODES["fp32"], TINY)
     assert list(parts) == list(PHASES)
     assert all(parts[phase][kind] > 0 for phase in PHASES for kind in KINDS)

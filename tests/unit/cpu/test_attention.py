@@ -1,118 +1,121 @@
-"""Attention by matrix products against torch's own, in value and gradient, and what it must leave alone."""
-
-import warnings
+"""Attention of packed rows against a literal loop over rows in float64, in value and gradient."""
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
+from cpu_helpers import near, needs_bfloat16, packed
 
-from rlhf.cpu import attention
+from rlhf.cpu.attention import attention
+from rlhf.packing.packed import PackedRows
 
-
-def heads(rows: int, query: int, keys: int, length: int, *, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((rows, query, length, 8), (rows, keys, length, 8), (rows, keys, length, 8))
-    return tuple(torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
-
-
-def gradients(output: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    return torch.autograd.grad((output * weights).sum(), inputs)
-
-
-def right_padding(rows: int, length: int, real: list[int]) -> torch.Tensor:
-    causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None].repeat(rows, 1, 1, 1)
-    for row, count in enumerate(real):
-        causal[row, :, :, count:] = False
-    return causal
+SHAPES = {  # lengths of rows, tokens that all begin with, heads, heads of keys, size
+    "one token": ([1], 0, 2, 2, 32),
+    "short rows": ([5, 1, 8, 3], 0, 4, 2, 32),
+    "vectors and one more": ([16, 17, 15, 33, 8, 9], 0, 3, 1, 64),
+    "common beginnings": ([20, 11, 30, 9], 9, 6, 2, 64),
+    "a whole row in common": ([16, 25, 16], 16, 2, 2, 32),
+    "large heads": ([12, 40], 3, 2, 1, 96),
+    "long rows": ([150, 70], 2, 2, 1, 32),
+}
 
 
-@pytest.mark.parametrize(("query", "keys"), [(4, 4), (6, 2), (3, 1)])
-@pytest.mark.parametrize("padded", [False, True])
-def test_values_and_gradients_are_those_of_torch(query: int, keys: int, padded: bool) -> None:
-    q, k, v = heads(2, query, keys, 7)
-    mask = right_padding(2, 7, [7, 4]) if padded else None
-    ours = attention.matrix_attention(q, k, v, mask, torch.float32)
-    plain = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6)
-    for one, other in zip(gradients(ours, (q, k, v)), gradients(plain, (q, k, v)), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+def case(name, dtype, spread=1.0):
+    """Rows, heads of random numbers, the angles' cosines and sines, and the gradient of what comes out."""
+    lengths, shared, heads, keys, size = SHAPES[name]
+    rows, generator = packed(lengths, shared), torch.Generator().manual_seed(1)
+    n = len(rows.input_ids)
+    tensors = [spread * torch.randn(n, count * size, generator=generator) for count in (heads, keys, keys, heads)]
+    angles = rows.positions[:, None, None] * torch.logspace(0, -3, size // 2)
+    return rows, [tensor.to(dtype) for tensor in tensors], (angles.cos(), angles.sin()), size
 
 
-def test_an_additive_mask_means_the_same_as_a_boolean_one() -> None:
-    q, k, v = heads(2, 4, 2, 6)
-    mask = right_padding(2, 6, [6, 3])
-    additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    one, other = (attention.matrix_attention(q, k, v, m, torch.float32) for m in (mask, additive))
-    assert torch.equal(one, other)
+def rotated(x, cos, sin):
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def test_bfloat16_products_stay_within_its_rounding() -> None:
-    q, k, v = heads(3, 6, 2, 20)
-    exact = attention.matrix_attention(q, k, v, None, torch.float32)
-    rounded = attention.matrix_attention(q, k, v, None, torch.bfloat16)
-    assert rounded.dtype == torch.bfloat16
-    torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=3e-2)
-    for one, other in zip(gradients(rounded.float(), (q, k, v)), gradients(exact, (q, k, v)), strict=True):
-        assert (one - other).norm() / other.norm() < 1e-2
+def literal(tensors, angles, rows, size, dtype):
+    """Row by row, head by head; a token that several rows share is read in the first of them."""
+    query, key, value, grad = (tensor.to(dtype).detach().requires_grad_() for tensor in tensors)
+    cos, sin = (part.to(torch.promote_types(dtype, torch.float32)) for part in angles)
+    turned = [rotated(x.view(len(x), -1, size).to(cos.dtype), cos, sin).to(dtype) for x in (query, key)]
+    group, out = query.shape[1] // key.shape[1], torch.zeros_like(query).view(len(query), -1, size)
+    done: set[int] = set()
+    for tokens in (rows.grid[row, :length] for row, length in enumerate(rows.lengths)):
+        mask = torch.full((len(tokens), len(tokens)), -torch.inf).triu(1)
+        new = torch.tensor([token not in done for token in tokens.tolist()])
+        done |= set(tokens.tolist())
+        for head in range(out.shape[1]):
+            scores = turned[0][tokens, head] @ turned[1][tokens, head // group].T / size**0.5
+            weights = (scores.to(cos.dtype) + mask).softmax(-1).to(dtype)
+            found = weights @ value.view(len(value), -1, size)[tokens, head // group]
+            out = out.index_put((tokens[new], torch.tensor(head)), found[new])
+    out = out.flatten(1)
+    return [out, *torch.autograd.grad(out, (query, key, value), grad.detach())]
 
 
-def llama(length: int = 600, **options: int) -> LlamaModel:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaModel(LlamaConfig(vocab_size=32, max_position_embeddings=length, **{**sizes, **options})).eval()
+def ours(tensors, angles, rows, size):
+    *apart, grad = tensors
+    heads = torch.cat(apart, 1).requires_grad_()
+    out = attention(heads, *angles, rows, grad.shape[1] // size, size)
+    (learnt,) = torch.autograd.grad(out, heads, grad)
+    return [out, *learnt.split([part.shape[1] for part in apart], 1)]
 
 
-@pytest.mark.parametrize("length", [12, 200])  # below and above where torch takes over
-@pytest.mark.parametrize("autocast", [False, True])
-def test_a_model_answers_as_before(length: int, autocast: bool) -> None:
-    model = llama(num_key_value_heads=2)
-    ids = torch.randint(0, 32, (2, length), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids)
-    mask[1, length // 2 :] = 0
-
-    def run() -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            return model(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()].float()
-
-    before = run()
-    attention.prefer_fast_attention(model)
-    assert model.config._attn_implementation == attention.NAME
-    torch.testing.assert_close(run(), before, rtol=0, atol=5e-2 if autocast else 1e-5)
+@pytest.mark.parametrize("spread", [1.0, 8.0])  # 8: nearly all weight on one key
+@pytest.mark.parametrize("name", SHAPES)
+def test_values_and_gradients_are_those_of_float64(name, spread):
+    rows, tensors, angles, size = case(name, torch.float32, spread)
+    exact = literal(tensors, angles, rows, size, torch.float64)
+    torchs = literal(tensors, angles, rows, size, torch.float32)  # large scores leave fewer digits to anyone
+    scale = max(float(expected.detach().norm()) for expected in exact)  # one token's query and key learn nothing
+    for got, other, expected in zip(ours(tensors, angles, rows, size), torchs, exact, strict=True):
+        assert got.dtype == torch.float32
+        assert (got.double() - expected).norm() <= 2 * (other.double() - expected).norm() + 1e-6 * scale
 
 
-def test_under_autocast_no_attention_runs_in_torchs_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Rotary embeddings leave queries in float32 under autocast, which would make torch cast them back.
-    seen = []
-    original = attention.sdpa_attention_forward
-
-    def spy(module: object, query: torch.Tensor, *args: object, **options: object) -> object:
-        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
-        return original(module, query, *args, **options)
-
-    monkeypatch.setattr(attention, "sdpa_attention_forward", spy)
-    model = llama()
-    attention.prefer_fast_attention(model)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        model(input_ids=torch.zeros(1, 520, dtype=torch.long))
-    assert seen == [(torch.float32, False)] * 2
+@needs_bfloat16
+@pytest.mark.parametrize("name", SHAPES)
+def test_bfloat16_is_near_to_float64(name):
+    rows, tensors, angles, size = case(name, torch.bfloat16)
+    exact = literal(tensors, angles, rows, size, torch.float64)
+    scale = max(float(expected.detach().norm()) for expected in exact)
+    for got, expected in zip(ours(tensors, angles, rows, size), exact, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got.double() - expected).norm() <= 1e-2 * scale
 
 
-def test_a_model_that_looks_both_ways_keeps_doing_so() -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = BertModel(BertConfig(vocab_size=32, **sizes)).eval()
-    ids = torch.randint(0, 32, (1, 9))
-    before = model(input_ids=ids).last_hidden_state
-    attention.prefer_fast_attention(model)
-    torch.testing.assert_close(model(input_ids=ids).last_hidden_state, before, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("name", ["common beginnings", "vectors and one more"])
+def test_numbers_do_not_depend_on_threads_or_company(name):
+    rows, tensors, angles, size = case(name, torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(ours(tensors, angles, rows, size))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+    last = rows.grid[-1, : rows.lengths[-1]]
+    alone = PackedRows.from_rows([rows.input_ids[last].tolist()])
+    own = [tensor[last] for tensor in tensors]
+    assert torch.equal(ours(own, [part[last] for part in angles], alone, size)[0], results[0][0][last])
 
 
-def test_another_attention_that_was_chosen_stays() -> None:
-    model = llama()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.set_attn_implementation("eager")
-    attention.prefer_fast_attention(model)
-    assert model.config._attn_implementation == "eager"
+def test_a_token_sees_nothing_that_comes_after_it():
+    rows, tensors, angles, size = case("vectors and one more", torch.float32)
+    before = ours(tensors, angles, rows, size)[0]
+    place = rows.grid[3, 20]
+    for tensor in tensors[:3]:
+        tensor[place] = 9.0
+    after = ours(tensors, angles, rows, size)[0]
+    untouched = torch.ones(len(before), dtype=torch.bool).index_fill_(0, rows.grid[3, 20:33], False)
+    assert torch.equal(after[untouched], before[untouched])
+    assert (after[~untouched] != before[~untouched]).any(1).all()
+
+
+def test_values_alone_are_the_same_without_a_backward_pass():
+    rows, tensors, angles, size = case("common beginnings", torch.float32)
+    with torch.no_grad():
+        out = attention(torch.cat(tensors[:3], 1), *angles, rows, tensors[0].shape[1] // size, size)
+    near(out, literal(tensors, angles, rows, size, torch.float64)[0].detach(), 1e-6)

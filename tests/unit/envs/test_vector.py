@@ -189,6 +189,38 @@ def test_a_truncated_episode_is_scored_too():
     assert rewards[0] == pytest.approx(4.0 - 0.1)
 
 
+def test_whoever_cannot_go_on_cuts_episodes_off_and_they_are_scored_as_they_stand():
+    scorer = FakeScorer()
+    env = TextVectorEnv([Plain(turns=9), Plain(turns=9), Plain(turns=1)], scorer)
+    env.reset()
+    with pytest.raises(TextEnvError, match=r"envs\[0\] is not within an episode that has a response"):
+        env.truncate([0])
+    env.step(["a", "b", "c"])
+    env.step(["bb", "ccc", None], completion_ids=[[5, 6], [7], None])
+    rewards, infos = env.truncate([1])
+    assert rewards.tolist() == [6.0]
+    assert (infos[0]["score"], infos[0]["components"], infos[0]["scored"]) == (6.0, {"length": 3.0}, True)
+    prompts, completions, columns = scorer.calls[-1]
+    assert [message["content"] for message in prompts[0]] == ["question", "b", "more x"]
+    assert completions == [[{"role": "assistant", "content": "ccc"}]]
+    assert columns["completion_ids"] == [[7]]
+    for over in (1, 2):
+        with pytest.raises(TextEnvError, match="not within an episode"):
+            env.truncate([over])
+    _, _, terminated, truncated, _ = env.step(["d", None, None])
+    assert (terminated.tolist(), truncated.tolist()) == ([False, False, True], [False, True, False])
+    assert env.truncate([])[0].tolist() == []
+
+
+def test_episodes_cut_off_without_a_scorer_earn_nothing_more():
+    env = TextVectorEnv([Plain(turns=9)])
+    env.reset()
+    env.step(["a"])
+    rewards, infos = env.truncate([0])
+    assert rewards.tolist() == [0.0]
+    assert (infos[0]["env_reward"], infos[0]["components"], infos[0]["scored"]) == (0.25, {}, True)
+
+
 def test_dialogues_are_scored_as_messages_from_the_first_turn():
     scorer = FakeScorer()
     env = TextVectorEnv([DialogueEnv(max_turns=1)], scorer)

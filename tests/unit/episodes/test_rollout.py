@@ -194,6 +194,20 @@ def test_turn_and_token_limits_truncate(policy, tokenizer):
     assert any(1 < len(episode.responses) < 9 and episode.truncated for episode in episodes)
 
 
+@pytest.mark.parametrize("limits", [{"max_turns": 2}, {"max_total_tokens": 60}])
+def test_episodes_that_the_rollout_cuts_off_are_scored_too(policy, tokenizer, limits):
+    """A long dialogue must not escape the reward functions, and its score stands on the policy's last token."""
+    scorer = CombinedReward([Component("one", lambda prompts, **_: [1.0] * len(prompts), weight=100.0)])
+    lengths = replace(LENGTHS, **limits)
+    episodes = collect(dialogues(tokenizer, max_turns=9, lengths=lengths, scorer=scorer), recorder(policy, tokenizer))
+    plain = collect(dialogues(tokenizer, max_turns=9, lengths=lengths), recorder(policy, tokenizer))
+    assert any(episode.truncated for episode in episodes)
+    for episode, without in zip(episodes, plain, strict=True):
+        assert episode.components == {"one": 1.0}
+        assert episode.rewards[-1] == pytest.approx(without.rewards[-1] + 100.0, abs=1e-9)
+        assert episode.score == pytest.approx(without.score + 100.0, abs=1e-9)
+
+
 def test_a_prompt_that_leaves_no_room_for_a_response_is_an_error(policy, tokenizer):
     """The limit is what the model's positions allow: not even one token may lie beyond it."""
     prompt = encode_prompt(tokenizer, [{"role": "user", "content": SCENARIOS[0]["opening"]}])

@@ -3,12 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from ppo_helpers import runtime
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.episodes.episode import Episode
 from rlhf.evaluation.likelihood import response_logprobs
 from rlhf.packing.packed import PackedRows
+from rlhf.policies.decoder_only import DecoderOnly
 from rlhf.policies.head import hidden_states
+
+CPU = torch.device("cpu")
+
+
+def asked(model):
+    return DecoderOnly(model, runtime())
 
 
 def tiny_model(dtype=torch.float32):
@@ -60,21 +68,21 @@ def by_hand(model, episode, temperature):
 @pytest.mark.parametrize("microbatch_tokens", [1, 14, 10_000])
 def test_sums_equal_a_literal_loop(temperatures, microbatch_tokens):
     model = tiny_model()
-    got = response_logprobs(model, EPISODES, temperatures=temperatures, microbatch_tokens=microbatch_tokens)
+    got = response_logprobs(asked(model), EPISODES, CPU, temperatures=temperatures, microbatch_tokens=microbatch_tokens)
     with torch.no_grad():
         expected = [[by_hand(model, e, temperature) for e in EPISODES] for temperature in temperatures]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_equal_weights_give_equal_numbers_to_the_last_bit():
-    one = response_logprobs(tiny_model(), EPISODES, temperatures=[1.0], microbatch_tokens=20)
-    other = response_logprobs(tiny_model(), EPISODES, temperatures=[1.0], microbatch_tokens=20)
+    one = response_logprobs(asked(tiny_model()), EPISODES, CPU, temperatures=[1.0], microbatch_tokens=20)
+    other = response_logprobs(asked(tiny_model()), EPISODES, CPU, temperatures=[1.0], microbatch_tokens=20)
     np.testing.assert_array_equal(one, other)
 
 
 def test_bfloat16_weights_keep_logits_in_float32():
     model = tiny_model(torch.bfloat16)
-    got = response_logprobs(model, EPISODES[:1], temperatures=[1.0], microbatch_tokens=1000)
+    got = response_logprobs(asked(model), EPISODES[:1], CPU, temperatures=[1.0], microbatch_tokens=1000)
     with torch.no_grad():
         ids = torch.tensor(EPISODES[0].token_ids)
         hidden = hidden_states(model, PackedRows.from_rows([ids.tolist()]), torch.arange(len(ids)))

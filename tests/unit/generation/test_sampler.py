@@ -7,9 +7,13 @@ import pytest
 import torch
 from ppo_helpers import exact, tiny
 
+from rlhf.config.ppo import RolloutConfig
+from rlhf.generation.generator import Request
 from rlhf.generation.noise import response_key, uniforms
-from rlhf.generation.sampler import Request, Sampler, SamplingParameters, draw, truncate
+from rlhf.generation.sampler import Sampler, draw, truncate
+from rlhf.launch.runtime import Runtime
 
+RUNTIME = Runtime(torch.device("cpu"), compile_kernels=False)
 LETTERS = "_.^abcde"  # id -> text; 1 is EOS
 
 
@@ -26,8 +30,8 @@ def requests(count=20, *, max_tokens=14, min_tokens=0):
     ]
 
 
-def sample(policy, asked, **options):
-    return Sampler(policy, SamplingParameters(**{"stop_token_ids": (1,), **options}), decode)(asked)
+def sample(policy, asked, *, stop_token_ids=(1,), **options):
+    return Sampler(policy, RolloutConfig(**options), stop_token_ids, decode, runtime=RUNTIME)(asked)
 
 
 def literal(policy, request, *, temperature=1.0, stops=(1,), stop_string=None):
@@ -133,7 +137,7 @@ def test_several_stop_tokens_and_none():
 
 def test_stop_strings_end_a_response_where_they_are_complete():
     policy, asked, reasons = exact(tiny()).eval(), requests(40), []
-    for result, request in zip(sample(policy, asked, stop_strings=("dd", "ae")), asked, strict=True):
+    for result, request in zip(sample(policy, asked, stop_strings=["dd", "ae"]), asked, strict=True):
         ids, _, _ = literal(policy, request)
         text = decode(ids)
         ends = [text.index(stop) + 2 for stop in ("dd", "ae") if stop in text]
@@ -142,7 +146,7 @@ def test_stop_strings_end_a_response_where_they_are_complete():
         reasons.append(result.stop_reason)
     assert {"stop_string", "eos"} <= set(reasons)
     with pytest.raises(ValueError, match="stop_strings need decode"):
-        Sampler(policy, SamplingParameters((1,), stop_strings=("b",)))
+        Sampler(policy, RolloutConfig(stop_strings=["b"]), (1,), runtime=RUNTIME)
 
 
 @pytest.mark.parametrize("size", [1, 5, 256, 257, 1000])

@@ -57,5 +57,7 @@ def test_an_older_torch_that_does_not_tell_computes_in_float32(monkeypatch):
 
 @pytest.mark.parametrize("supported", [True, False])
 def test_a_gpu_decides_where_there_is_one(supported, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported and not including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: supported and not including_emulation
+    )
     assert runtime.multiplies_bfloat16.__wrapped__("cuda") is supported

@@ -11,8 +11,8 @@ from rlhf.episodes.plan import Start
 from rlhf.errors import ModelError
 from rlhf.generation.torch_generator import TorchGenerator
 from rlhf.models.dropout import disable_dropout
-from rlhf.policies.actor_critic import ActorCritic
 from rlhf.packing.microbatch import microbatches
+from rlhf.policies.actor_critic import ActorCritic
 from rlhf.ppo.batch import collate
 from rlhf.ppo.metrics import sampler_mismatch
 from rlhf.trl.token_dataset import TokenDatasetSource
@@ -27,8 +27,7 @@ def count_letters(prompts, completions, completion_ids, **_):
 
 def sampling_trainer(folder, policy, **options):
     defaults = {"max_response_tokens": 12, "temperature": 0.7, "epochs": 1, "batch_size": 3}
-    return make_ppo(policy, reward=count_letters, dataset=prompts(ROWS), **{**defaults, **options}
-    )
+    return make_ppo(policy, reward=count_letters, dataset=prompts(ROWS), **{**defaults, **options})
 
 
 def pollute(policy):

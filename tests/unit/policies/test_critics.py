@@ -9,8 +9,8 @@ from transformers import LlamaForSequenceClassification
 from rlhf.errors import ModelError
 from rlhf.generation.rollout_policy import RolloutPolicy
 from rlhf.models.shared_trunk import add_twin
-from rlhf.policies.actor_critic import AdapterCritic, SharedCritic
 from rlhf.packing.microbatch import microbatches
+from rlhf.policies.actor_critic import AdapterCritic, SharedCritic
 from rlhf.policies.checkpointing import recompute_activations
 from rlhf.policies.critics import load_critic, make_critic
 from rlhf.ppo import checkpoint

@@ -100,7 +100,7 @@ def test_autograd_agrees_with_finite_differences():
     hidden, targets, _ = inputs()
 
     def compute(hidden, weight, bias):
-        return module._LinearLogprobs.apply(hidden, weight, bias, targets, 0.7, torch.float64, 10**6)
+        return module._LinearLogprobs.apply(hidden, weight, bias, targets, 0.7, torch.float64, 10**6, None)
 
     given = [tensor.detach().clone().requires_grad_() for tensor in (hidden, layer.weight, layer.bias)]
     assert torch.autograd.gradcheck(compute, given, atol=1e-6)

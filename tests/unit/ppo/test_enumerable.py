@@ -27,7 +27,8 @@ from rlhf.ppo.update import microbatch_loss
 
 def scored(folder, world, policy, values, *, temperature=0.7, episodes=None, **options):
     """Trainer and batch with every response of the world as one episode, scored by the engine."""
-    trainer = make_ppo(PrefixPolicy(STATES, V).load(policy, temperature),
+    trainer = make_ppo(
+        PrefixPolicy(STATES, V).load(policy, temperature),
         reference=PrefixPolicy(STATES, V).load(world.reference, temperature),
         critic_model=PrefixCritic(STATES + ENDS).load({state: float(value) for state, value in values.items()}),
         episodes=episodes or world.episodes(),
@@ -171,4 +172,3 @@ def test_oracle_04_other_estimates_have_another_gradient(tmp_path):
     change = torch.where(batch.mask, world.coefficient * (k1 - k3), 0.0).flip(1).cumsum(1).flip(1)
     other = dataclasses.replace(batch, advantages=torch.where(batch.mask, batch.advantages + change, 0.0))
     assert relative_error(surrogate_gradient(trainer, other, weights), expected) > 0.1
-

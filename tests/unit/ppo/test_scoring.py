@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 from ppo_enumerable import PrefixCritic, PrefixPolicy
-from ppo_helpers import EOS, PAD, advantaged, episode, letters_tokenizer, make_ppo, prompts, random_episodes, tiny, with_lora
+from ppo_helpers import (
+    EOS,
+    PAD,
+    advantaged,
+    episode,
+    letters_tokenizer,
+    make_ppo,
+    prompts,
+    random_episodes,
+    tiny,
+    with_lora,
+)
 
 from rlhf.episodes.episode import Episode
 from rlhf.packing.microbatch import microbatches
@@ -73,7 +84,8 @@ def test_oracle_16_a_stop_token_of_ones_own(tmp_path):
 
 def test_oracle_16_each_token_pays_its_own_kl_and_the_last_one_gets_the_score(tmp_path):
     episodes = random_episodes(5, seed=2)
-    trainer = make_ppo(tiny().double(), reference=tiny(seed=1).double(), episodes=episodes, kl_coefficient=0.3, temperature=0.7
+    trainer = make_ppo(
+        tiny().double(), reference=tiny(seed=1).double(), episodes=episodes, kl_coefficient=0.3, temperature=0.7
     )
     batch = advantaged(trainer)
     for row, played in enumerate(episodes):
@@ -127,7 +139,8 @@ def conversation(rewards=REWARDS):
 def score_conversation(folder, values, played):
     states = [tuple(CONVERSATION[:end]) for end in range(1, 10)]
     policy = PrefixPolicy(states, 8)
-    trainer = make_ppo(policy, reference=PrefixPolicy(states, 8), episodes=[played], kl_coefficient=0.2, gamma=0.9, gae_lambda=0.8,
+    trainer = make_ppo(
+        policy, reference=PrefixPolicy(states, 8), episodes=[played], kl_coefficient=0.2, gamma=0.9, gae_lambda=0.8,
         critic_model=PrefixCritic(states).load(dict(zip(states, values, strict=True))), whiten_advantages=False,
     )  # fmt: skip
     rows = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64).log_softmax(-1)
@@ -178,7 +191,9 @@ def test_oracle_19_what_the_environment_says_is_skipped(tmp_path):
 def test_whitening_is_over_the_rollouts_tokens_rewards_before_and_advantages_after(tmp_path, rewards, advantages):
     """Rewards keep their mean and get variance 1, then come the advantages, which lose it; whatever is switched off."""
     episodes = random_episodes(6)
-    trainer = make_ppo(tiny().double(), reference=tiny(seed=1).double(), episodes=episodes, kl_coefficient=0.3, gamma=0.9, gae_lambda=0.8,
+    trainer = make_ppo(
+        tiny().double(), reference=tiny(seed=1).double(), episodes=episodes,
+        kl_coefficient=0.3, gamma=0.9, gae_lambda=0.8,
         whiten_rewards=rewards, whiten_advantages=advantages,
     )  # fmt: skip
     torch.nn.init.ones_(trainer.actor_critic.value_model.score.weight)

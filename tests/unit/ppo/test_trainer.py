@@ -174,11 +174,15 @@ def test_saved_models_load_and_answer_alike(tmp_path):
     with torch.no_grad():
         policy = AutoModelForCausalLM.from_pretrained(tmp_path)
         # The trainer's copy attends by other products: the weights are the same to the bit, the logits to rounding.
-        torch.testing.assert_close(policy(ids).logits, trainer.actor_critic.policy.eval()(ids).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            policy(ids).logits, trainer.actor_critic.policy.eval()(ids).logits, rtol=0, atol=1e-5
+        )
         for name, weight in trainer.actor_critic.policy.state_dict().items():
             assert torch.equal(policy.state_dict()[name], weight)
         value = LlamaForSequenceClassification.from_pretrained(tmp_path / "critic")
-        torch.testing.assert_close(value(ids).logits, trainer.actor_critic.value_model.eval()(ids).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            value(ids).logits, trainer.actor_critic.value_model.eval()(ids).logits, rtol=0, atol=1e-5
+        )
     shared, _ = run_trainer(tmp_path / "shared", iterations=2, separate=False)
     checkpoint.save_models(shared, tmp_path / "shared", letters_tokenizer())
     head = torch.load(tmp_path / "shared" / "critic" / "value_head.pt")
@@ -197,4 +201,3 @@ def test_models_that_cannot_be_are_refused(tmp_path):
         make_ppo(policy, reference=policy, episodes=random_episodes(2))
     with pytest.raises(ModelError, match="needs a critic"):
         make_ppo(policy, critic_model=None, critic="separate", episodes=random_episodes(2))
-

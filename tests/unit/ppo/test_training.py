@@ -144,7 +144,9 @@ def test_oracle_18_a_truncated_task_is_worth_what_it_would_go_on_to_earn(tmp_pat
 
 def test_a_terminated_task_is_not_bootstrapped(tmp_path):
     critic = PrefixCritic([])
-    trainer = make_ppo(PrefixPolicy([], V), critic_model=critic, bootstrap_truncated=True, kl_coefficient=0.0, gamma=1.0, gae_lambda=1.0,
+    trainer = make_ppo(
+        PrefixPolicy([], V), critic_model=critic, bootstrap_truncated=True,
+        kl_coefficient=0.0, gamma=1.0, gae_lambda=1.0,
         episodes=[
             episode([2], [3, 3], rewards=[0.0, 1.0], truncated=cut, stop_reason="length", index=cut)
             for cut in (False, True)

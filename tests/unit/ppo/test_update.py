@@ -10,6 +10,7 @@ from ppo_helpers import advantaged, episode, exact, make_ppo, random_episodes, r
 from transformers import LlamaForSequenceClassification
 
 from rlhf.packing.microbatch import microbatches
+from rlhf.policies.checkpointing import recompute_activations
 from rlhf.ppo.update import minibatch_rows
 
 EPISODES = random_episodes(8)
@@ -26,8 +27,7 @@ def trainer_and_batch(folder, *, separate=False, episodes=EPISODES, **options):
     if separate:
         options["critic_model"] = separate_critic()
     defaults = {"epochs": 1, "learning_rate": 0.0, "max_gradient_norm": None, "value_coefficient": 0.5}
-    trainer = make_ppo(exact(tiny()), reference=exact(tiny(seed=1)), episodes=episodes, **{**defaults, **options}
-    )
+    trainer = make_ppo(exact(tiny()), reference=exact(tiny(seed=1)), episodes=episodes, **{**defaults, **options})
     return trainer, advantaged(trainer)
 
 
@@ -96,7 +96,7 @@ def test_oracle_12_microbatches_do_not_change_the_gradient(tmp_path, separate):
     assert counts[-1] == 8
     assert counts == sorted(set(counts))
     for budget in budgets.values():
-        trainer.settings = trainer.settings.model_copy(update={'microbatch_tokens': budget})
+        trainer.settings = trainer.settings.model_copy(update={"microbatch_tokens": budget})
         trainer.update(batch, iteration=0)
     assert len(recorded) == 4
     assert max(float(grad.abs().max()) for grad in recorded[0].values()) > 1e-2
@@ -116,7 +116,7 @@ def test_what_episodes_have_in_common_is_computed_once_and_changes_no_gradient(t
     (whole,) = microbatches(batch, range(8), budget=10**6)
     assert len(whole.tokens.input_ids) == 6 + 1 + 6 + 16  # prompts; three first tokens each; the rest of the responses
     for budget in (10**6, 1):
-        trainer.settings = trainer.settings.model_copy(update={'microbatch_tokens': budget})
+        trainer.settings = trainer.settings.model_copy(update={"microbatch_tokens": budget})
         trainer.update(batch, iteration=0)
     assert max(float(grad.abs().max()) for grad in recorded[0].values()) > 1e-2
     assert largest_difference(*recorded) < 1e-12
@@ -178,9 +178,7 @@ def test_oracle_15_the_permutation_differs_between_iterations(tmp_path):
 
 def test_oracle_26_the_gradient_norm_is_clipped(tmp_path):
     for limit, moved in ((1e-12, False), (1e9, True)):
-        trainer, batch = trainer_and_batch(
-            tmp_path, optimizer=sgd(1.0), max_gradient_norm=limit
-        )
+        trainer, batch = trainer_and_batch(tmp_path, optimizer=sgd(1.0), max_gradient_norm=limit)
         before, recorded = weights(trainer.actor_critic), record_steps(trainer)
         statistics = trainer.update(perturbed(batch), 0)
         change = largest_difference(before, weights(trainer.actor_critic))
@@ -195,9 +193,9 @@ def test_oracle_26_activation_checkpointing_runs_blocks_twice_and_changes_nothin
     for switch in (False, True):
         trainer, batch = trainer_and_batch(tmp_path, separate=separate)
         recorded, counter, both = record_steps(trainer), [], trainer.actor_critic
+        if switch:
+            recompute_activations(both)
         for model in {both.policy, both.value_model if separate else both.policy}:
-            if switch:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
             model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, counter=counter: counter.append(1))
         trainer.update(batch, 0)
         gradients += recorded

@@ -107,7 +107,7 @@ def test_no_module_is_looked_up_where_no_editor_follows():
     hidden = {
         path.relative_to(ROOT).as_posix()
         for path in FILES
-        if any(name == "?" or name.startswith("rlhf.stages.") and name.endswith(".") for name in imports_of(path))
+        if any(name == "?" or (name.startswith("rlhf.stages.") and name.endswith(".")) for name in imports_of(path))
     }
     assert hidden == LOADERS
 

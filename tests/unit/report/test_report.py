@@ -27,15 +27,15 @@ def log(run_dir, stage, metrics, steps):
 def evaluation(interval=(0.5, 1.25), samples=3):
     return {
         "prompts": 80,
-        "policies": ["sft", "ppo"],
+        "policies": ["before", "after"],
         "metrics": {
-            "score": {"sft": 0.0, "ppo": 0.9, "difference": 0.9, "interval": list(interval)},
-            "kl": {"sft": 0.0, "ppo": 3.5, "difference": 3.5, "interval": [3.0, 4.0]},
-            "components/polite": {"sft": 0.25, "ppo": 0.125, "difference": -0.125, "interval": [-0.25, -0.0625]},
+            "score": {"before": 0.0, "after": 0.9, "difference": 0.9, "interval": list(interval)},
+            "kl": {"before": 0.0, "after": 3.5, "difference": 3.5, "interval": [3.0, 4.0]},
+            "components/polite": {"before": 0.25, "after": 0.125, "difference": -0.125, "interval": [-0.25, -0.0625]},
         },
         "win_rate": {"value": 0.75, "interval": [0.65, 0.83]},
         "samples": [
-            {"prompt": EVIL, "sft": "Wait.", "ppo": EVIL, "sft_score": -0.5, "ppo_score": float(n)}
+            {"prompt": EVIL, "before": "Wait.", "after": EVIL, "before_score": -0.5, "after_score": float(n)}
             for n in range(samples)
         ],
     }
@@ -113,7 +113,7 @@ def test_text_of_users_and_models_is_shown_as_it_is(whole_run):
 def test_the_headline_is_the_paired_difference_with_its_interval(whole_run):
     words = report(whole_run).words()
     assert (
-        "On 80 held-out prompts the PPO policy scores +0.9 against the SFT policy (95% interval +0.5 to +1.25)."
+        "On 80 held-out prompts the policy after PPO scores +0.9 against the one before (95% interval +0.5 to +1.25)."
         in words
     )
     assert "on 75% of them (ties count half, 95% interval 65% to 83%)" in words
@@ -175,22 +175,22 @@ def test_a_run_with_only_sft_has_a_report_of_sft(tmp_path):
 def test_an_evaluation_of_one_policy_has_no_differences(tmp_path):
     content = {
         "prompts": 8,
-        "policies": ["sft"],
-        "metrics": {"score": {"sft": 0.5}},
-        "samples": [{"prompt": "Hi", "sft": "Yes"}],
+        "policies": ["before"],
+        "metrics": {"score": {"before": 0.5}},
+        "samples": [{"prompt": "Hi", "before": "Yes"}],
     }
     (tmp_path / "evaluate.json").write_text(json.dumps(content))
     words = report(tmp_path).words()
     assert "Difference" not in words
     assert "0.500" in words
-    assert "against the SFT policy" not in words
+    assert "against the one before" not in words
 
 
 def test_what_could_not_be_computed_is_a_dash(whole_run):
     content = evaluation()
     content["metrics"]["score"] = {
-        "sft": None,
-        "ppo": float("nan"),
+        "before": None,
+        "after": float("nan"),
         "difference": float("nan"),
         "interval": [float("nan")] * 2,
     }
@@ -235,9 +235,9 @@ def test_a_file_of_the_wrong_shape_is_named(whole_run):
 
 def test_the_typical_sample_has_the_median_gain():
     gains = [0.5, -1.0, 3.0, 2.0, 0.0]
-    samples = [{"sft_score": 1.0, "ppo_score": 1.0 + gain, "gain": gain} for gain in gains]
+    samples = [{"before_score": 1.0, "after_score": 1.0 + gain, "gain": gain} for gain in gains]
     assert typical_sample(samples)["gain"] == 0.5
-    assert typical_sample([*samples, {"sft_score": None, "ppo_score": 9.0}])["gain"] == 0.5
+    assert typical_sample([*samples, {"before_score": None, "after_score": 9.0}])["gain"] == 0.5
     assert typical_sample([]) is None
 
 

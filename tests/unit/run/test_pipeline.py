@@ -32,9 +32,9 @@ tracking: {wandb: {mode: disabled}, tensorboard: false, report: false}
 """
 SCRATCH = "model={architecture: {hidden_size: 8, heads: 2}}"
 EVALUATION = {
-    "policies": ["sft", "ppo"],
+    "policies": ["before", "after"],
     "prompts": 7,
-    "metrics": {"score": {"sft": 0.1, "ppo": 0.35, "difference": 0.25, "interval": [0.2, 0.3]}},
+    "metrics": {"score": {"before": 0.1, "after": 0.35, "difference": 0.25, "interval": [0.2, 0.3]}},
     "win_rate": {"value": 0.75, "interval": [0.6, 0.9]},
 }
 

@@ -6,6 +6,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from ppo_helpers import runtime
 from stage_helpers import Recorder, make_config, write_demonstrations, write_preferences
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -16,7 +17,7 @@ from rlhf.errors import ModelError, StageError
 from rlhf.files.run_folder import RunFolder
 from rlhf.models.adapters import add_adapters, merge_and_save
 from rlhf.models.load import load_policy, load_sequence_classifier, load_tokenizer
-from rlhf.models.precision import prepare_for_training
+from rlhf.models.precision import round_frozen_matrices
 from rlhf.models.shared_trunk import Adapters, fingerprint, save_adapter
 from rlhf.scoring.scorer import build_scorer
 from rlhf.scoring.shared_reward import ADAPTER, load_shared_reward_model
@@ -65,7 +66,7 @@ def policy_of(data):
 def test_scores_are_those_of_the_folder_whatever_the_policy_has_learnt(data):
     policy, folder = policy_of(data)
     alone = ScalarRewardModel.from_folder(folder).score(PROMPTS, RESPONSES)
-    shared = load_shared_reward_model(folder, policy)
+    shared = load_shared_reward_model(folder, policy, runtime())
     assert np.ptp(alone) > 0.1
     for seed in range(2):
         np.testing.assert_allclose(shared.score(PROMPTS, RESPONSES), alone, atol=1e-4, rtol=0)
@@ -78,7 +79,7 @@ def test_scores_are_those_of_the_folder_whatever_the_policy_has_learnt(data):
 
 def test_scores_do_not_depend_on_what_is_scored_together(data):
     policy, folder = policy_of(data)
-    together = load_shared_reward_model(folder, policy)
+    together = load_shared_reward_model(folder, policy, runtime())
     each = [together.score([p], [r])[0] for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     np.testing.assert_allclose(together.score(PROMPTS, RESPONSES), each, atol=1e-5, rtol=0)
 
@@ -91,7 +92,7 @@ def test_the_policy_is_left_alone(data):
         before = policy(ids).logits
     learns = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     pad = policy.config.pad_token_id
-    shared = load_shared_reward_model(folder, policy)
+    shared = load_shared_reward_model(folder, policy, runtime())
     shared.score(PROMPTS, RESPONSES)
     with torch.no_grad():
         assert torch.equal(policy(ids).logits, before)
@@ -102,9 +103,8 @@ def test_the_policy_is_left_alone(data):
 
 def test_in_bfloat16_scores_are_near(data):
     policy, folder = policy_of(data)
-    shared = load_shared_reward_model(folder, policy, bf16=True)
-    config = ModelConfig(path="unused", dtype="bfloat16", lora=LoraConfig())
-    prepare_for_training(policy, config, sharded=False)
+    shared = load_shared_reward_model(folder, policy, runtime(bf16=True))
+    round_frozen_matrices(policy)
     alone = ScalarRewardModel.from_folder(folder)
     raw, expected = shared.raw_score(PROMPTS, RESPONSES), alone.raw_score(PROMPTS, RESPONSES)
     assert 1e-6 < np.abs(raw - expected).max() < 0.05 * np.ptp(expected)
@@ -152,7 +152,7 @@ def test_other_families(family, tmp_path):
     save_adapter(tmp_path / "reward" / ADAPTER, settings, weights, "default", trunk)
     Normalisation(0.5, 2.0, 9).save(tmp_path / "reward")
     policy = add_adapters(load_policy(config, tokenizer), LoraConfig(rank=2, top_layers=1), "language_model")
-    shared = load_shared_reward_model(tmp_path / "reward", policy)
+    shared = load_shared_reward_model(tmp_path / "reward", policy, runtime())
     alone = ScalarRewardModel.from_folder(tmp_path / "reward").score(PROMPTS, RESPONSES)
     np.testing.assert_allclose(shared.score(PROMPTS, RESPONSES), alone, atol=1e-4, rtol=0)
     assert np.ptp(alone) > 0.05
@@ -161,7 +161,7 @@ def test_other_families(family, tmp_path):
 def test_training_shares_and_evaluation_loads(data):
     policy, _ = policy_of(data)
     config, folder = config_in(data), RunFolder(data / "run")
-    in_training, alone = build_scorer(config, folder, policy), build_scorer(config, folder)
+    in_training, alone = build_scorer(config, folder, runtime(), policy), build_scorer(config, folder, runtime())
     assert "reward" in policy.peft_config
     assert not isinstance(in_training.components[0].function.model, torch.nn.Module)
     assert isinstance(alone.components[0].function.model, torch.nn.Module)
@@ -169,7 +169,7 @@ def test_training_shares_and_evaluation_loads(data):
     np.testing.assert_allclose(first, second, atol=1e-4, rtol=0)
     fresh, _ = policy_of(data)
     plain = config_in(data, rewards={"reward_model": {}})
-    build_scorer(plain, folder, fresh)
+    build_scorer(plain, folder, runtime(), fresh)
     assert "reward" not in fresh.peft_config  # the default is a model of its own
 
 
@@ -211,11 +211,11 @@ class StageRecorder(Recorder):
 def test_what_cannot_share_says_why(data, tmp_path):
     policy, folder = policy_of(data)
     with pytest.raises(ModelError, match=r"trained in full, so its trunk moves.* Set model\.lora, or ppo\.rewards"):
-        load_shared_reward_model(folder, policy.get_base_model())
+        load_shared_reward_model(folder, policy.get_base_model(), runtime())
     with pytest.raises(StageError, match=r"has no reward model with an adapter \(adapter/\).* run `rlhf reward` again"):
-        load_shared_reward_model(tmp_path, policy)
+        load_shared_reward_model(tmp_path, policy, runtime())
     config = ModelConfig(architecture={"hidden_size": 32, "layers": 2, "heads": 4, "max_positions": 128})
     tokenizer = AutoTokenizer.from_pretrained(folder)
     other = add_adapters(load_policy(config, tokenizer, seed=5), LoraConfig(), "language_model")
     with pytest.raises(ModelError, match="trained on another trunk than that of the policy"):
-        load_shared_reward_model(folder, other)
+        load_shared_reward_model(folder, other, runtime())

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from ppo_helpers import runtime
 from tiny_run import PROMPTS, run_config, save_prompts, save_run
 
 from reward_models.scalar import ScalarRewardModel
@@ -31,26 +32,26 @@ def folder(tmp_path):
 
 def run(config, folder):
     with Tracker.open(folder.root, config.tracking, {}, "evaluate") as tracker:
-        returned = evaluate.run(config, folder, tracker)
+        returned = evaluate.run(config, folder, tracker, runtime())
     return returned, json.loads(folder.evaluate.read_text("utf-8"))
 
 
 def sides(result, name):
-    return [[row[policy][name] for row in result["responses"]] for policy in ("sft", "ppo")]
+    return [[row[policy][name] for row in result["responses"]] for policy in ("before", "after")]
 
 
 def test_scores_and_components_are_those_of_the_reward_model(data, folder):
     returned, result = run(run_config(data), folder)
-    assert (result["prompts"], result["policies"]) == (len(PROMPTS), ["sft", "ppo"])
+    assert (result["prompts"], result["policies"]) == (len(PROMPTS), ["before", "after"])
     model = ScalarRewardModel.from_folder(folder.reward)
-    for policy in ("sft", "ppo"):
+    for policy in ("before", "after"):
         said = [row[policy]["messages"][-1]["content"] for row in result["responses"]]
         scores = model.score([row["prompt"] for row in result["responses"]], said)
         assert result["metrics"]["score"][policy] == pytest.approx(scores.mean(), abs=1e-6)
         assert result["metrics"]["components/reward_model"][policy] == pytest.approx(scores.mean(), abs=1e-6)
         assert result["metrics"]["distinct_2"][policy] == pytest.approx(distinct_n(said))
     score = result["metrics"]["score"]
-    assert score["difference"] == pytest.approx(score["ppo"] - score["sft"])
+    assert score["difference"] == pytest.approx(score["after"] - score["before"])
     assert score["interval"][0] < score["difference"] < score["interval"][1]
     before, after = (np.array(side) for side in sides(result, "score"))
     assert result["win_rate"]["value"] == pytest.approx(np.mean((after > before) + 0.5 * (after == before)))
@@ -64,7 +65,10 @@ def test_kl_and_perplexity_by_hand(data, folder, monkeypatch):
     config = run_config(data, evaluate={"data": {"path": str(data)}, "temperature": 0.8})
     _, result = run(config, folder)
     tokenizer = load_tokenizer(config.model, folder=folder.ppo)
-    policies = {name: load_policy(config.model, tokenizer, folder=folder.output_of(name)) for name in ("sft", "ppo")}
+    stages = {"before": "sft", "after": "ppo"}
+    policies = {
+        name: load_policy(config.model, tokenizer, folder=folder.output_of(stage)) for name, stage in stages.items()
+    }
 
     def logprob(policy, episode, temperature):
         with torch.no_grad():
@@ -74,26 +78,26 @@ def test_kl_and_perplexity_by_hand(data, folder, monkeypatch):
         return logits.log_softmax(-1)[start - 1 : -1].gather(-1, chosen[:, None]).sum().item()
 
     metrics = result["metrics"]
-    kl = [logprob("ppo", episode, 0.8) - logprob("sft", episode, 0.8) for episode in answers[1].episodes]
-    assert metrics["kl"]["sft"] == 0.0
-    assert metrics["kl"]["ppo"] == metrics["kl"]["difference"] == pytest.approx(np.mean(kl), rel=1e-5)
-    for said, name in zip(answers, ("sft", "ppo"), strict=True):
+    kl = [logprob("after", episode, 0.8) - logprob("before", episode, 0.8) for episode in answers[1].episodes]
+    assert metrics["kl"]["before"] == 0.0
+    assert metrics["kl"]["after"] == metrics["kl"]["difference"] == pytest.approx(np.mean(kl), rel=1e-5)
+    for said, name in zip(answers, ("before", "after"), strict=True):
         tokens = sum(episode.response_length for episode in said.episodes)
-        surprise = -sum(logprob("sft", episode, 1.0) for episode in said.episodes)
+        surprise = -sum(logprob("before", episode, 1.0) for episode in said.episodes)
         assert metrics["perplexity"][name] == pytest.approx(math.exp(surprise / tokens), rel=1e-5)
         assert metrics["response_tokens"][name] == pytest.approx(tokens / len(PROMPTS))
-    assert metrics["kl_per_token"]["ppo"] == pytest.approx(sum(kl) / sum(sides(result, "tokens")[1]), rel=1e-5)
+    assert metrics["kl_per_token"]["after"] == pytest.approx(sum(kl) / sum(sides(result, "tokens")[1]), rel=1e-5)
 
 
 def test_the_same_policy_twice_differs_by_exactly_nothing(tmp_path, data):
     folder = save_run(tmp_path / "same", ppo_seed=0)
     _, result = run(run_config(data), folder)
     for row in result["responses"]:
-        assert row["sft"] == row["ppo"]
+        assert row["before"] == row["after"]
     for name, entry in result["metrics"].items():
         assert entry["difference"] == 0.0, name
         assert entry["interval"] in ([0.0, 0.0], None), name
-    assert result["metrics"]["kl"]["ppo"] == 0.0
+    assert result["metrics"]["kl"]["after"] == 0.0
     assert result["win_rate"] == {"value": 0.5, "interval": [0.5, 0.5]}
 
 
@@ -122,8 +126,8 @@ def test_samples_are_the_first_prompts_and_belong_together(data, folder):
     firsts = [row for row in result["responses"] if row["sample_index"] == 0][:4]
     for sample, row in zip(result["samples"], firsts, strict=True):
         assert sample["prompt"] == row["prompt"]
-        assert sample["ppo"] == row["ppo"]["messages"][-1]["content"]
-        assert sample["sft_score"] == row["sft"]["score"]
+        assert sample["after"] == row["after"]["messages"][-1]["content"]
+        assert sample["before_score"] == row["before"]["score"]
 
 
 def test_prompts_default_to_the_test_split_of_ppo(data, folder):
@@ -150,7 +154,7 @@ def test_columns_reach_reward_functions(data, folder, tmp_path):
     file.write_text("def topics(completions, topic, **kwargs):\n    return [float(len(t)) for t in topic]\n")
     ppo = {"data": {"path": str(data)}, "rewards": {"topic": {"function": f"{file}:topics"}}}
     _, result = run(run_config(data, ppo=ppo), folder)
-    assert result["metrics"]["components/topic"]["sft"] == len("parcel")
+    assert result["metrics"]["components/topic"]["before"] == len("parcel")
     assert result["win_rate"]["value"] == 0.5
 
 
@@ -160,9 +164,9 @@ def test_a_failing_reward_is_counted_and_leaves_its_samples_out(data, folder, tm
     ppo = {"data": {"path": str(data)}, "rewards": {"broken": {"function": f"{file}:broken", "on_error": "skip"}}}
     _, result = run(run_config(data, ppo=ppo), folder)
     assert result["failures"] == {"broken": 2 * len(PROMPTS)}
-    assert result["metrics"]["score"] == {"sft": None, "ppo": None, "difference": None, "interval": None}
+    assert result["metrics"]["score"] == {"before": None, "after": None, "difference": None, "interval": None}
     assert result["win_rate"] == {"value": None, "interval": None}
-    assert result["metrics"]["kl"]["ppo"] is not None
+    assert result["metrics"]["kl"]["after"] is not None
 
 
 def test_an_environment_with_rewards_of_its_own_is_played(data, folder):
@@ -174,32 +178,29 @@ def test_an_environment_with_rewards_of_its_own_is_played(data, folder):
     assert result["prompts"] == 3
     scores = sides(result, "score")[0]
     assert all(score is not None and score < 0 for score in scores)  # nonsense meets no need of a customer
-    assert len(result["responses"][0]["sft"]["messages"]) >= 4  # two turns
-    assert [message["role"] for message in result["samples"][0]["sft"]][:2] == ["assistant", "user"]
+    assert len(result["responses"][0]["before"]["messages"]) >= 4  # two turns
+    assert [message["role"] for message in result["samples"][0]["before"]][:2] == ["assistant", "user"]
 
 
-def test_bfloat16_samples_and_compares_the_same_policy_with_its_output_layer_in_float32(tmp_path, data, monkeypatch):
-    policies = []
-
-    def recorded(name):
-        original = getattr(evaluate, name)
-        return lambda policy, *rest, **named: policies.append(policy) or original(policy, *rest, **named)
-
-    for name in ("Sampler", "response_logprobs"):
-        monkeypatch.setattr(evaluate, name, recorded(name))
+def test_bfloat16_samples_from_a_rounded_copy_and_asks_the_masters(tmp_path, data, monkeypatch):
+    """Log-ratios come from one code on one layout, so those of equal policies are exactly 0 in bfloat16 too."""
+    asked, original = [], evaluate.response_logprobs
+    monkeypatch.setattr(
+        evaluate,
+        "response_logprobs",
+        lambda policy, *rest, **named: asked.append(policy) or original(policy, *rest, **named),
+    )
     folder = save_run(tmp_path / "same", ppo_seed=0)
     _, result = run(run_config(data, model={"dtype": "bfloat16"}), folder)
-    assert len({id(policy) for policy in policies}) == 2
-    for policy in policies:
-        assert {weight.dtype for weight in policy.model.parameters()} == {torch.bfloat16}
-        assert policy.lm_head.weight.dtype == torch.float32
-    assert result["metrics"]["kl"]["ppo"] == 0.0
+    assert {policy.runtime.compute_dtype for policy in asked} == {torch.bfloat16}
+    assert {weight.dtype for policy in asked for weight in policy.model.parameters()} == {torch.float32}
+    assert result["metrics"]["kl"]["after"] == 0.0
 
 
 def test_what_is_logged(data, folder):
     _, result = run(run_config(data), folder)
     series = read_series(folder.root)
-    assert series["evaluate/ppo/score"] == [(0, pytest.approx(result["metrics"]["score"]["ppo"]))]
+    assert series["evaluate/after/score"] == [(0, pytest.approx(result["metrics"]["score"]["after"]))]
     assert series["evaluate/difference/kl"] == [(0, pytest.approx(result["metrics"]["kl"]["difference"]))]
     assert series["evaluate/win_rate"] == [(0, pytest.approx(result["win_rate"]["value"]))]
     assert series["evaluate/prompts"] == [(0, len(PROMPTS))]

@@ -1,11 +1,12 @@
 """The reward stage on a tiny model: its loss, what it learns, its metrics, and the scale of its scores."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from stage_helpers import Recorder, make_config, rows_of, write_demonstrations, write_preferences
+from stage_helpers import CPU, Recorder, make_config, rows_of, write_demonstrations, write_preferences
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_models.chat import encode_dialogue, to_messages
@@ -29,7 +30,7 @@ def data(tmp_path_factory):
     write_demonstrations(folder / "demonstrations.jsonl")
     write_preferences(folder / "preferences.jsonl")
     config = make_config(folder, sft={"learning_rate": 1e-2, "epochs": 4}, reward={})
-    sft.run(config, RunFolder(folder / "run"), Recorder())
+    sft.run(config, RunFolder(folder / "run"), Recorder(), CPU)
     return folder
 
 
@@ -37,7 +38,7 @@ def run(folder, *, lora=False, dtype="float32", seed=0, **keys):
     values = {"learning_rate": 3e-3, "normalisation_samples": 12, "normalisation_max_response_tokens": 6, **keys}
     config = make_config(folder, sft={}, reward=values, lora=lora, dtype=dtype, seed=seed)
     recorder, target = Recorder(), RunFolder(folder / "run")
-    return reward.run(config, target, recorder), recorder, target.reward, config
+    return reward.run(config, target, recorder, CPU), recorder, target.reward, config
 
 
 def scores(folder, pairs):
@@ -115,7 +116,7 @@ def test_the_head_starts_with_deviation_one_over_root_of_width_plus_one(data):
 def test_scores_have_mean_0_and_variance_1_on_the_sft_policys_responses(data):
     results, recorder, folder, config = run(data)
     prompts = [pair.prompt for pair in rows_of(config.reward.data, "preferences").train]
-    asked, said = normalisation.sample_responses(config, RunFolder(data / "run"), prompts)
+    asked, said = normalisation.sample_responses(config, RunFolder(data / "run"), prompts, CPU)
     assert len(set(zip(asked, said, strict=True))) > 6
     model = ScalarRewardModel.from_folder(folder)
     normalised, raw = model.score(asked, said), model.raw_score(asked, said)
@@ -131,23 +132,22 @@ def test_scores_have_mean_0_and_variance_1_on_the_sft_policys_responses(data):
 def test_more_samples_than_prompts_are_further_samples_of_each(data):
     config = make_config(data, sft={}, reward={"normalisation_samples": 5, "normalisation_max_response_tokens": 4})
     prompts = ["item 1: say green", [{"role": "user", "content": "item 1: say green"}], "item 2: say blue"]
-    asked, said = normalisation.sample_responses(config, RunFolder(data / "run"), prompts)
+    asked, said = normalisation.sample_responses(config, RunFolder(data / "run"), prompts, CPU)
     assert [str(prompt) for prompt in asked] == [str(prompts[i]) for i in (1, 2, 1, 2, 1)]  # equal prompts are one
     assert len({said[0], said[2], said[4]}) > 1  # three samples of one prompt
-    again = normalisation.sample_responses(config, RunFolder(data / "run"), prompts)
+    again = normalisation.sample_responses(config, RunFolder(data / "run"), prompts, CPU)
     assert again == (asked, said)
 
 
-def test_a_share_of_the_samples_is_the_same_in_another_process(data, monkeypatch):
+def test_a_share_of_the_samples_is_the_same_in_another_process(data):
     config = make_config(data, sft={}, reward={"normalisation_samples": 5, "normalisation_max_response_tokens": 4})
     prompts = [f"item {i}: say red" for i in range(4)]
     folder = RunFolder(data / "run")
-    _, alone = normalisation.sample_responses(config, folder, prompts)
+    _, alone = normalisation.sample_responses(config, folder, prompts, CPU)
     shares = []
     for number in range(2):
-        monkeypatch.setenv("RANK", str(number))
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        shares.append(normalisation.sample_responses(config, folder, prompts)[1])
+        process = replace(CPU, rank=number, world_size=2)
+        shares.append(normalisation.sample_responses(config, folder, prompts, process)[1])
     assert shares == [alone[0::2], alone[1::2]]
 
 
@@ -170,7 +170,8 @@ def test_same_seed_same_numbers(data):
 @pytest.mark.parametrize("change", [{"microbatch_size": 2}, {"gradient_checkpointing": True}])
 def test_how_a_batch_is_computed_does_not_change_the_numbers(data, change):
     whole, other = run(data), run(data, **change)
-    assert other[1].curve("reward/loss") == pytest.approx(whole[1].curve("reward/loss"), abs=1e-5)
+    for name in ("reward/loss", "reward/gradient_norm", "reward/margin", "reward/max_score", "reward/tokens"):
+        assert other[1].curve(name) == pytest.approx(whole[1].curve(name), abs=2e-5)
     assert other[0]["validation_loss"] == pytest.approx(whole[0]["validation_loss"], abs=1e-5)
 
 
@@ -190,20 +191,20 @@ def test_scores_that_do_not_differ_are_an_error(data):
     torch.nn.init.zeros_(model.score.weight)
     model.save_pretrained(folder.reward)
     with pytest.raises(RewardError, match="does not tell responses apart"):
-        normalisation.normalise(config, folder, ["item 1: say green", "item 2: say blue"])
+        normalisation.normalise(config, folder, ["item 1: say green", "item 2: say blue"], CPU)
 
 
 def test_prompts_that_leave_no_room_for_a_response_are_an_error(data):
     config = make_config(data, sft={}, reward={})
     with pytest.raises(StageError, match=r"no prompt of reward\.data is shorter than the 128 tokens"):
-        normalisation.sample_responses(config, RunFolder(data / "run"), ["x" * 400])
+        normalisation.sample_responses(config, RunFolder(data / "run"), ["x" * 400], CPU)
 
 
 def test_what_is_missing_is_named(data, tmp_path):
     with pytest.raises(StageError, match="no section reward"):
-        reward.run(make_config(data, sft={}), RunFolder(data / "run"), Recorder())
+        reward.run(make_config(data, sft={}), RunFolder(data / "run"), Recorder(), CPU)
     with pytest.raises(StageError, match="has no model yet: run `rlhf sft` first"):
-        reward.run(make_config(data, sft={}, reward={}), RunFolder(tmp_path), Recorder())
+        reward.run(make_config(data, sft={}, reward={}), RunFolder(tmp_path), Recorder(), CPU)
     with pytest.raises(ConfigError, match=r"reward\.max_tokens 200: the model reads 128 tokens"):
         run(data, max_tokens=200)
 
@@ -211,7 +212,7 @@ def test_what_is_missing_is_named(data, tmp_path):
 def test_dropout_on_the_adapters_input_acts(data):
     (_, plain, *_), (_, dropped, *_) = run(data, lora=True), run(data, lora=0.5)
     losses, others = plain.curve("reward/loss"), dropped.curve("reward/loss")
-    assert losses[0] == others[0]  # adapters change nothing at first
+    assert losses[0] == pytest.approx(others[0], abs=1e-6)  # adapters change nothing at first
     assert losses[1:] != others[1:]
 
 

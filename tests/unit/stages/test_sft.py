@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from stage_helpers import Recorder, make_config, mean_response_loss, rows_of, write, write_demonstrations
+from stage_helpers import CPU, Recorder, make_config, mean_response_loss, rows_of, write, write_demonstrations
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward_models.chat import encode_prompt, render_prompt
@@ -22,7 +22,7 @@ def data(tmp_path):
 def run(folder, name="run", seed=0, *, lora=False, dtype="float32", **keys):
     config = make_config(folder, sft={"learning_rate": 3e-3, **keys}, lora=lora, dtype=dtype, seed=seed)
     recorder, target = Recorder(), RunFolder(folder / name)
-    return sft.run(config, target, recorder), recorder, target.sft, config
+    return sft.run(config, target, recorder, CPU), recorder, target.sft, config
 
 
 def weights(folder):
@@ -110,11 +110,12 @@ def test_same_seed_same_numbers(data):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("change", [{"microbatch_size": 2}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("change", [{"microbatch_size": 1}, {"microbatch_size": 4}, {"gradient_checkpointing": True}])
 @pytest.mark.parametrize("lora", [False, True])
 def test_how_a_batch_is_computed_does_not_change_the_numbers(data, change, lora):
     whole, other = run(data, "whole", lora=lora), run(data, "other", lora=lora, **change)
-    assert other[1].curve("sft/loss") == pytest.approx(whole[1].curve("sft/loss"), abs=1e-5)
+    for name in ("sft/loss", "sft/gradient_norm", "sft/tokens"):
+        assert other[1].curve(name) == pytest.approx(whole[1].curve(name), abs=1e-5)
     assert other[0]["validation_loss"] == pytest.approx(whole[0]["validation_loss"], abs=1e-5)
     assert other[0]["steps"] == whole[0]["steps"] == 3
 
@@ -160,7 +161,7 @@ def test_rows_cannot_be_longer_than_the_model_reads(data):
 def test_dropout_on_the_adapters_input_acts(data):
     (_, plain, *_), (_, dropped, *_) = run(data, "plain", lora=True), run(data, "dropout", lora=0.5)
     losses, others = plain.curve("sft/loss"), dropped.curve("sft/loss")
-    assert losses[0] == others[0]  # adapters change nothing at first
+    assert losses[0] == pytest.approx(others[0], abs=1e-6)  # adapters change nothing at first
     assert losses[1:] != others[1:]
 
 
@@ -172,7 +173,7 @@ def test_a_training_that_diverges_says_what_to_do(data):
 def test_a_config_without_the_section_is_refused(data):
     config = make_config(data, reward={})
     with pytest.raises(StageError, match="no section sft"):
-        sft.run(config, RunFolder(data / "run"), Recorder())
+        sft.run(config, RunFolder(data / "run"), Recorder(), CPU)
 
 
 def _rows(folder):

@@ -57,14 +57,14 @@ def evaluation(seed):
     for i, prompt in enumerate(PROMPTS):
         row = {"prompt": prompt, "index": i, "sample_index": 0}
         score = float(rng.normal())
-        for policy, gain in (("sft", 0.0), ("ppo", 1.0)):
+        for policy, gain in (("before", 0.0), ("after", 1.0)):
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": f"{policy} {i} {seed}"}]
             row[policy] = {"messages": messages, "score": 9.0, "components": {"reward_model": score + gain}}
         responses.append(row)
-    sides = {"sft": 0.5, "ppo": 0.25, "difference": -0.25, "interval": None}
+    sides = {"before": 0.5, "after": 0.25, "difference": -0.25, "interval": None}
     metrics = dict.fromkeys(["perplexity", "distinct_2", "stopped_share"], sides)
-    metrics["kl"] = {"sft": 0.0, "ppo": 2.0 + seed, "difference": 2.0 + seed, "interval": [1.0, 3.0]}
-    metrics["response_tokens"] = {"sft": 10.0, "ppo": 15.0, "difference": 5.0, "interval": [4.0, 6.0]}
+    metrics["kl"] = {"before": 0.0, "after": 2.0 + seed, "difference": 2.0 + seed, "interval": [1.0, 3.0]}
+    metrics["response_tokens"] = {"before": 10.0, "after": 15.0, "difference": 5.0, "interval": [4.0, 6.0]}
     win_rate = {"value": 0.75, "interval": [0.5, 1.0]}
     content = {"prompts": len(PROMPTS), "samples_per_prompt": 1, "metrics": metrics, "win_rate": win_rate}
     return {**content, "responses": responses}
@@ -118,11 +118,13 @@ def test_numbers_of_a_study(config, started, tmp_path):
     assert first["reward_model"]["interval"] == pytest.approx([1.0, 1.0])
     assert first["win_rate"] == {"value": 1.0, "interval": [1.0, 1.0]}
     assert first["length_ratio"] == pytest.approx(1.5)
-    assert first["distinct_2"] == {"sft": 0.5, "ppo": 0.25}
+    assert first["distinct_2"] == {"before": 0.5, "after": 0.25}
     judge = ScalarRewardModel.from_folder(tmp_path / "runs/demo-study/seed0-judge/reward")
-    scores = {side: judge.score(PROMPTS, [f"{side} {i} 0" for i in range(len(PROMPTS))]) for side in ("sft", "ppo")}
-    assert first["judge"]["difference"] == pytest.approx(np.mean(scores["ppo"] - scores["sft"]), rel=1e-9)
-    assert first["judge_win_rate"]["value"] == pytest.approx(np.mean(scores["ppo"] > scores["sft"]))
+    scores = {
+        side: judge.score(PROMPTS, [f"{side} {i} 0" for i in range(len(PROMPTS))]) for side in ("before", "after")
+    }
+    assert first["judge"]["difference"] == pytest.approx(np.mean(scores["after"] - scores["before"]), rel=1e-9)
+    assert first["judge_win_rate"]["value"] == pytest.approx(np.mean(scores["after"] > scores["before"]))
     both = [run["judge"]["difference"] for run in content["runs"]]
     assert content["pooled"]["judge"]["difference"] == pytest.approx(np.mean(both))
     assert content["pooled"]["judge"]["standard_deviation"] == pytest.approx(np.std(both, ddof=1))
@@ -138,8 +140,8 @@ def test_page_of_a_study(config, started):
     assert "+1 (+1 to +1)" in rows[2]
     assert "100% (100 to 100%)" in rows[2]
     assert "2 of 2 seeds" in text
-    assert "sft 0 0" in text
-    assert "ppo 7 0" in text
+    assert "before 0 0" in text
+    assert "after 7 0" in text
 
 
 def test_judge_is_tested_on_the_half_that_it_was_not_fitted_on(config, started, tmp_path):
@@ -183,7 +185,7 @@ def test_conversations_are_scored_up_to_their_last_response(tmp_path):
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, what is it?"}]
     longer = [*said, {"role": "user", "content": "It is late."}, {"role": "assistant", "content": "I see."}]
     closing = [*longer, {"role": "user", "content": "Bye."}]
-    scores = judge_values(judge, [{"ppo": {"messages": messages}} for messages in (said, longer, closing)], "ppo")
+    scores = judge_values(judge, [{"after": {"messages": messages}} for messages in (said, longer, closing)], "after")
     assert last_response(closing) == "I see."
     assert scores[1] == pytest.approx(scores[2], abs=1e-6)
     assert abs(scores[0] - scores[1]) > 1e-4
@@ -194,19 +196,19 @@ def test_conversations_are_scored_up_to_their_last_response(tmp_path):
 
 def test_components_of_an_evaluation():
     rows = [
-        {"ppo": {"score": 1.0, "components": {"rule": None}}},
-        {"ppo": {"score": None, "components": {"rule": 2.0}}},
+        {"after": {"score": 1.0, "components": {"rule": None}}},
+        {"after": {"score": None, "components": {"rule": 2.0}}},
     ]
-    np.testing.assert_array_equal(component_values(rows, "ppo", "rule"), [np.nan, 2.0])
-    np.testing.assert_array_equal(component_values(rows, "ppo", "score"), [1.0, np.nan])
-    np.testing.assert_array_equal(component_values(rows, "ppo", "absent"), [np.nan, np.nan])
+    np.testing.assert_array_equal(component_values(rows, "after", "rule"), [np.nan, 2.0])
+    np.testing.assert_array_equal(component_values(rows, "after", "score"), [1.0, np.nan])
+    np.testing.assert_array_equal(component_values(rows, "after", "absent"), [np.nan, np.nan])
 
 
 def test_pooling_averages_over_seeds_before_it_resamples_prompts(config):
     def seed(offset):
         values = np.stack([np.zeros(4), np.array([1.0, 2.0, 3.0, 4.0]) + offset], axis=1)
-        gain = {"sft": 0.0, "ppo": 2.5 + offset, "difference": 2.5 + offset, "interval": [offset - 1, offset + 5]}
-        share, sides = {"value": 0.5, "interval": [0.0, 1.0]}, {"sft": 1.0, "ppo": 2.0}
+        gain = {"before": 0.0, "after": 2.5 + offset, "difference": 2.5 + offset, "interval": [offset - 1, offset + 5]}
+        share, sides = {"value": 0.5, "interval": [0.0, 1.0]}, {"before": 1.0, "after": 2.0}
         numbers = {"reward_model": gain, "judge": gain, "kl": 1.0, "length_ratio": 1.0}
         numbers |= dict.fromkeys(("win_rate", "judge_win_rate", "judge_accuracy"), share)
         numbers |= dict.fromkeys(("perplexity", "distinct_2", "stopped_share"), sides)

@@ -85,7 +85,7 @@ def test_known_names_are_ours_and_others_keep_theirs_under_a_prefix():
         "loss": 1.0,
         "grad_norm": 2.0,
         "eval_accuracy": 0.75,
-        "eval_mean_reward": 0.5,
+        "eval_mean_score": 0.5,
         "train_runtime": 9.0,
         "eval_runtime": 3.0,
         "total_flos": 5.0,

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from ppo_helpers import letters_tokenizer, make_trainer, prompts, tiny
+from ppo_helpers import letters_tokenizer, prompts, runtime, tiny
 from transformers import LlamaForSequenceClassification
+from trl_helpers import make_trainer
 
-from rlhf.episodes.rollout import Lengths, Start
+from rlhf.config.ppo import RolloutConfig
+from rlhf.episodes.lengths import Lengths
+from rlhf.episodes.plan import Start
 from rlhf.errors import DataError
-from rlhf.generation.sampler import Sampler, SamplingParameters
+from rlhf.generation.torch_generator import TorchGenerator
 from rlhf.trl.token_dataset import TokenDatasetSource, score_tokens
 
 ROWS = [[3], [4, 5, 6, 7, 3], [5, 5, 3]]
@@ -18,12 +21,18 @@ def count(prompts, completions, completion_ids, **_):
     return [float(len(ids)) for ids in completion_ids]
 
 
+def generator():
+    made = TorchGenerator(tiny(), RolloutConfig(), (1,), letters_tokenizer().decode, runtime())
+    made.update()
+    return made
+
+
 def collect(rows, rewards, weights=None, *, lengths=None, samples=1):
     dataset = prompts(rows) if isinstance(rows[0], list) else rows
     lengths = lengths or Lengths(max_prompt_tokens=99, max_response_tokens=6)
     source = TokenDatasetSource(dataset, letters_tokenizer(), lengths, rewards, weights or [1.0] * len(rewards))
     starts = [Start(index, sample, 0) for index in range(source.num_prompts) for sample in range(samples)]
-    return source.collect(Sampler(tiny().eval(), SamplingParameters((1,))), starts, seed=0, iteration=0)
+    return source.collect(generator(), starts, seed=0, iteration=0)
 
 
 def test_the_score_is_on_the_last_token_and_nowhere_else():
@@ -117,7 +126,7 @@ def test_a_module_reads_no_more_conversations_at_once_than_it_may():
         prompts(ROWS), letters_tokenizer(), Lengths(99, 6), [model], [1.0], batch_size=2
     )  # fmt: skip
     starts = [Start(n % 3, n // 3, 0) for n in range(5)]
-    episodes = source.collect(Sampler(tiny().eval(), SamplingParameters((1,))), starts, seed=0, iteration=0)
+    episodes = source.collect(generator(), starts, seed=0, iteration=0)
     assert sizes == [2, 2, 1]
     assert [e.score for e in episodes] == pytest.approx(score_tokens(model, [e.token_ids for e in episodes]), abs=1e-5)
 
