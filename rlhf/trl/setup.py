@@ -1,6 +1,7 @@
 """What a trainer needs before its loop: the models in their roles, rewards, episodes, recomputed activations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from rlhf.models.precision import round_frozen_matrices
 from rlhf.policies.actor_critic import ActorCritic
 from rlhf.policies.head import unwrapped
 from rlhf.ppo.roles import Roles
+from rlhf.ppo.trainer import PPO
 from rlhf.trl.config import PPOConfig
+from rlhf.trl.optimizer import optimizer_maker, schedule_maker
+from rlhf.trl.runtime import to_deepspeed
 from rlhf.trl.token_dataset import TokenDatasetSource
 
 
@@ -49,6 +53,25 @@ def make_source(
     batch_size = args.local_rollout_forward_batch_size
     return TokenDatasetSource(
         dataset, tokenizer, lengths, rewards, weights, args.stop_strings or (), batch_size, bf16=runtime.bf16
+    )
+
+
+def make_loop(
+    args: PPOConfig, optimizers: tuple[torch.optim.Optimizer | None, Any], *, bf16: bool
+) -> Callable[..., PPO]:
+    """Return what makes the loop, with what the options say beside section `ppo`: seed, DeepSpeed, optimizer, schedule.
+
+    Args:
+        args: The options.
+        optimizers: An optimizer and a scheduler to use instead of the configured ones.
+        bf16: Whether models compute in bfloat16.
+    """
+    return partial(
+        PPO,
+        seed=args.seed,
+        deepspeed=to_deepspeed(args, bf16=bf16),
+        optimizer=optimizer_maker(args, optimizers[0]),
+        schedule=schedule_maker(args, optimizers[1]),
     )
 
 

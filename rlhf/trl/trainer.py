@@ -17,12 +17,11 @@ from transformers.trainer_utils import enable_full_determinism
 from rlhf.episodes.plan import EpisodeSource
 from rlhf.generation.torch_generator import TorchGenerator
 from rlhf.policies.checkpointing import recompute_activations
-from rlhf.ppo.trainer import PPO, Iteration
+from rlhf.ppo.trainer import Iteration
 from rlhf.trl import checkpoints, compatibility, completions, hub, setup, translate
 from rlhf.trl.callbacks import Callbacks
 from rlhf.trl.config import PPOConfig
-from rlhf.trl.optimizer import optimizer_maker, schedule_maker
-from rlhf.trl.runtime import to_deepspeed, to_runtime
+from rlhf.trl.runtime import to_runtime
 
 
 class PPOTrainer:
@@ -87,18 +86,8 @@ class PPOTrainer:
         stops = translate.stop_token_ids(args, processing_class)
         generator = TorchGenerator(roles.policy, section.rollout, stops, processing_class.decode, runtime)
         self._generator, self._runtime = generator, runtime
-        self.ppo = PPO(
-            section,
-            roles,
-            source,
-            generator,
-            runtime,
-            seed=args.seed,
-            deepspeed=to_deepspeed(args, bf16=runtime.bf16),
-            optimizer=optimizer_maker(args, optimizers[0]),
-            schedule=schedule_maker(args, optimizers[1]),
-            on_iteration=self._after_iteration,
-        )
+        loop = setup.make_loop(args, optimizers, bf16=runtime.bf16)
+        self.ppo = loop(section, roles, source, generator, runtime, on_iteration=self._after_iteration)
         self._name_parts(roles.policy)
         if args.gradient_checkpointing:  # transformers keeps it equal to activation_checkpointing, its new name
             recompute_activations(self.actor_critic, args.gradient_checkpointing_kwargs)
