@@ -220,7 +220,7 @@ def _ready_for_deepspeed(stage: int) -> None:
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             f"distributed.zero is {stage}, but deepspeed is not installed (it exists for Linux). "
-            "Install it: pip install deepspeed; or set distributed.zero to null."
+            "Install it: pip install 'rlhf-trainer[deepspeed]'; or set distributed.zero to null."
         )
     if "RANK" not in os.environ:  # a run of one process, started without a launcher
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", **rendezvous())

@@ -245,7 +245,7 @@ def _clear_errors(origin: str, what: str) -> Iterator[None]:
     """Turn what `from_pretrained` raises on missing, damaged and unsupported files into errors with a way out."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         cause = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
         if Path(origin).is_dir():
             raise ModelError(

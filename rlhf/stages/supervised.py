@@ -8,8 +8,10 @@ The losses are the stages' own, the loop and the optimizer transformers'.
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
+import transformers
 from torch import nn
 from transformers import Trainer
 
@@ -63,7 +65,7 @@ def training_arguments(
         per_device_train_batch_size=microbatch,
         per_device_eval_batch_size=microbatch,
         gradient_accumulation_steps=accumulation,
-        **_optimisation(section),
+        **_optimisation(section, {option.name for option in fields(arguments_class)}),  # type: ignore[arg-type]
         eval_strategy="no" if not validate else "steps" if section.evaluate_every_steps else "epoch",
         eval_steps=section.evaluate_every_steps,
         bf16=runtime.bf16,
@@ -137,15 +139,19 @@ def report_skipped(stage: str, rows: Splits[Any]) -> None:
         logger.warning("%s: %s. The first: %s", stage, rows.summary(), next(iter(rows.examples.values())))
 
 
-def _optimisation(section: SupervisedConfig) -> dict[str, Any]:
+def _optimisation(section: SupervisedConfig, known: set[str]) -> dict[str, Any]:
+    """Options of the trainer under the names that this version of transformers knows."""
+    # transformers 4 has an option of its own for a share of all steps.
+    warmup = "warmup_steps" if int(transformers.__version__.partition(".")[0]) >= 5 else "warmup_ratio"
+    recompute = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     return {
         "num_train_epochs": section.epochs,
         "max_steps": section.max_steps or -1,
         "optim": "adamw_torch_fused",
         "learning_rate": section.learning_rate,
         "lr_scheduler_type": section.scheduler,
-        "warmup_steps": section.warmup_fraction,  # below 1 it is a share of all steps
+        warmup: section.warmup_fraction,  # below 1 it is a share of all steps
         "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_gradient_norm,
-        "activation_checkpointing": section.gradient_checkpointing,
+        recompute: section.gradient_checkpointing,
     }

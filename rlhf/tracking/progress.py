@@ -16,7 +16,7 @@ from rich.text import Text
 from rlhf.launch.rank import is_main_process
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["Pace", "StageProgress", "format_seconds"]
 

@@ -17,7 +17,7 @@ from rlhf.tracking.metrics import describe
 from rlhf.tracking.tensorboard import TensorBoardSink
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from rlhf.config.schema import TrackingConfig
     from rlhf.tracking.wandb import WandbSink

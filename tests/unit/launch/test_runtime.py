@@ -46,12 +46,12 @@ def test_bfloat16_by_name_is_taken_anywhere_and_warned_of_once(fast, caplog):
     ],
 )
 def test_what_torch_says_of_the_processor_decides(capabilities, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert runtime.multiplies_bfloat16.__wrapped__() is expected
 
 
 def test_an_older_torch_that_does_not_tell_computes_in_float32(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert runtime.multiplies_bfloat16.__wrapped__() is False
 
 

@@ -73,7 +73,8 @@ def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    # transformers 5 has the base in a dict
+    writer.add_rope_freq_base(getattr(config, "rope_parameters", vars(config))["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))

@@ -3,28 +3,30 @@
 import ast
 import configparser
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("rlhf", "envs", "reward_models")
 # Libraries that others need for what is used of them: TensorBoard's files, GGUF models.
 NOT_IMPORTED = {"tensorboard", "gguf"}
-# Parts of pydantic under names of their own.
-NOT_DECLARED = {"pydantic-core", "typing-extensions"}
+# A part of pydantic under a name of its own.
+NOT_DECLARED = {"pydantic-core"}
+NEWEST, LOWEST = "constraints.txt", "constraints-lowest.txt"
+EXTRAS = ("deepspeed", "gguf")
+PYTHON = "3.11"
 NOT_SHIPPED = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
 
 
@@ -72,16 +74,28 @@ def test_the_wheel_gives_the_command_and_the_licence(wheel: zipfile.ZipFile):
     assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
 
 
-def pins() -> dict[str, Requirement]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def pins(file: str) -> dict[str, Requirement]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(pin.name): pin for pin in found}
 
 
+def project() -> dict[str, Any]:
+    content: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return content
+
+
 def declared(*extras: str) -> dict[str, Requirement]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    texts = project["dependencies"] + [text for extra in extras for text in project["optional-dependencies"][extra]]
-    return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, texts)}
+    content = project()
+    texts = content["dependencies"] + [text for extra in extras for text in content["optional-dependencies"][extra]]
+    found = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, texts)}
+    found.pop(content["name"], None)  # extras that name other extras
+    return found
+
+
+def lower_bound(requirement: Requirement) -> Version:
+    [version] = [clause.version for clause in requirement.specifier if clause.operator == ">="]
+    return Version(version)
 
 
 def imported_distributions() -> set[str]:
@@ -102,27 +116,51 @@ def imported_distributions() -> set[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     imported = imported_distributions()
-    assert imported - NOT_DECLARED <= set(declared())
-    assert set(declared()) - NOT_IMPORTED <= imported
+    assert imported - NOT_DECLARED <= set(declared(*EXTRAS))
+    assert set(declared(*EXTRAS)) - NOT_IMPORTED <= imported
 
 
-def test_each_constraint_is_one_exact_version():
-    for pin in pins().values():
+def test_errors_name_extras_that_exist():
+    texts = [(ROOT / file).read_text(encoding="utf-8") for file in package_files() if file.endswith(".py")]
+    named = {extra for text in texts for extra in re.findall(rf"{project()['name']}\[(\w+)\]", text)}
+    assert named == set(EXTRAS)
+    assert named <= set(project()["optional-dependencies"])
+
+
+@pytest.mark.parametrize("file", [NEWEST, LOWEST])
+def test_each_constraint_is_one_exact_version(file: str):
+    for pin in pins(file).values():
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin  # no local version, no range
         assert pin.url is None
+        assert pin.marker is None
 
 
-def test_all_dependencies_are_pinned_and_the_pins_fit():
-    for name, requirement in declared("test").items():
-        [version] = [clause.version for clause in pins()[name].specifier]
-        assert requirement.specifier.contains(version), f"{requirement} and {pins()[name]}"
+@pytest.mark.parametrize(("file", "extras"), [(NEWEST, ("test", "lint")), (LOWEST, ("test",))])
+def test_all_dependencies_are_pinned_and_the_pins_fit(file: str, extras: tuple[str, ...]):
+    for name, requirement in declared(*EXTRAS, *extras).items():
+        [version] = [clause.version for clause in pins(file)[name].specifier]
+        assert requirement.specifier.contains(version), f"{requirement} and {pins(file)[name]}"
+
+
+def test_the_lowest_versions_are_the_lower_bounds():
+    for name, requirement in declared(*EXTRAS, "test").items():
+        [version] = [clause.version for clause in pins(LOWEST)[name].specifier]
+        assert Version(version) == lower_bound(requirement), f"{requirement} and {pins(LOWEST)[name]}"
+
+
+def test_the_lowest_python_is_one_everywhere():
+    assert project()["requires-python"] == f">={PYTHON}"
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert settings["ruff"]["target-version"] == f"py{PYTHON.replace('.', '')}"
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"LOWEST_PYTHON ?= python{PYTHON}" in makefile
+    assert f"sys.version_info < ({PYTHON.replace('.', ', ')})" in makefile
+    assert f'python: ["{PYTHON}", ' in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
 
 
 def test_installed_versions_are_the_pinned_ones():
     # What the tests pass with is what `make` installs; +cpu and the like are builds of the same version.
-    for name, pin in pins().items():
-        if pin.marker is not None and not pin.marker.evaluate():
-            continue
+    for name, pin in pins(os.environ.get("CONSTRAINTS", NEWEST)).items():
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -134,5 +172,7 @@ def test_ci_and_hooks_call_what_a_developer_calls():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert all(line in ci.splitlines() for line in ("make lint", "make test"))
     assert ".venv/bin/rlhf run configs/tiny.yaml" in ci
-    assert "run: bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "run: bash .ci/run" in workflow
+    assert "run: make test-lowest" in workflow
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
