@@ -13,7 +13,9 @@ from pathlib import Path
 ENGINE = "rlhf"
 ROOMS = ("cpu", "episodes", "generation", "models", "packing", "policies", "ppo", "trl")  # whose faults are tried
 TESTS = "tests/unit"
-_CPP_FUNCTION = re.compile(r"^ *(?:[\w:<>*&,\[\]]+ )+\**(?P<name>\w+)\([^;{}]*\)[^;{}]*\{", re.MULTILINE)
+_CPP_FUNCTION = re.compile(  # or a constructor, which has no type before it
+    r"^ *(?:(?:[\w:<>*&,\[\]]+ )+\**(?P<name>\w+)|(?P<constructor>[A-Z]\w*))\([^;{}]*\)[^;{}]*\{", re.MULTILINE
+)
 
 
 class FaultError(Exception):
@@ -80,11 +82,17 @@ def sources(root: Path) -> list[Path]:
 
 
 def functions(path: Path) -> dict[str, str]:
-    """Every function and class of a file by name, and its text; the module itself by its own name."""
+    """Every function and class of a file by name, and its text; the module itself by its own name.
+
+    A method of C++ has its bare name; of several functions with one name it is the first.
+    """
     text = path.read_text(encoding="utf-8")
     module = path.stem if path.suffix == ".py" else path.name
     inner = _python(text) if path.suffix == ".py" else _cpp(text)
-    return {module: text, **{f"{module}.{name}": body for name, body in inner}}
+    found = {module: text}
+    for name, body in inner:
+        found.setdefault(f"{module}.{name}", body)
+    return found
 
 
 def _python(text: str) -> Iterator[tuple[str, str]]:
@@ -101,14 +109,14 @@ def _python(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _cpp(text: str) -> Iterator[tuple[str, str]]:
-    """Definitions that begin a line, up to the brace that closes them; overloads are told apart by nobody."""
+    """Definitions that begin a line, up to the brace that closes them."""
     for match in _CPP_FUNCTION.finditer(text):
         depth, end = 0, match.end() - 1
         for end in range(match.end() - 1, len(text)):
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             if depth == 0:
                 break
-        yield match["name"], text[match.start() : end + 1]
+        yield match["name"] or match["constructor"], text[match.start() : end + 1]
 
 
 def node_ids(root: Path, tests: tuple[str, ...]) -> list[str]:

@@ -158,8 +158,8 @@ FAULTS = (
     Fault(
         "values-of-one-process",
         "scoring._ask",
-        "return tuple(_sum_over_processes(each, accelerator) for each in (logprobs, values, ref_logprobs, final_values))",
-        "whole = [_sum_over_processes(each, accelerator) for each in (logprobs, ref_logprobs, final_values)]\n    return whole[0], values, whole[1], whole[2]",
+        "return tuple(_sum_over_processes(each, accelerator) for each",
+        "return tuple(each if each is values else _sum_over_processes(each, accelerator) for each",
         "values of other processes' rows are 0",
         ("processes",),
     ),

@@ -25,6 +25,7 @@ FAULTS = (
         'args.kl_estimator != "k1"',
         'args.kl_estimator not in ("k1", "k3")',
         "an option that TRL has is taken and not obeyed",
+        ("options",),
     ),
     Fault(
         "dropout-comes-back",
@@ -86,7 +87,8 @@ FAULTS = (
         "resume-forgets-the-optimizer",
         "checkpoint.load",
         "    ppo.accelerator.load_state(os.path.join(folder, _STATE))\n",
-        '    import torch\n    ppo.actor_critic.load_state_dict(torch.load(os.path.join(folder, _STATE, "pytorch_model.bin")))\n',
+        "    import torch\n"
+        '    ppo.actor_critic.load_state_dict(torch.load(os.path.join(folder, _STATE, "pytorch_model.bin")))\n',
         "Adam's moments start anew",
         ("test_oracle_27_resumed_equals_uninterrupted_to_the_bit",),
     ),
@@ -94,7 +96,10 @@ FAULTS = (
         "resume-forgets-the-generators",
         "checkpoint.load",
         "    ppo.accelerator.load_state(os.path.join(folder, _STATE))\n",
-        "    import torch\n    generators = torch.get_rng_state()\n    ppo.accelerator.load_state(os.path.join(folder, _STATE))\n    torch.set_rng_state(generators)\n",
+        "    import torch\n"
+        "    generators = torch.get_rng_state()\n"
+        "    ppo.accelerator.load_state(os.path.join(folder, _STATE))\n"
+        "    torch.set_rng_state(generators)\n",
         "random numbers go on from the start of the program",
         ("test_oracle_27_random_numbers_go_on_where_they_stopped",),
     ),

@@ -216,3 +216,7 @@ def replace_input(weights, **changes):
 def test_weights_of_other_precisions_are_refused():
     assert not blocks.can_run(block(NARROW, dtype=torch.float64), torch.float64)
     assert not blocks.can_run(block(NARROW, dtype=torch.bfloat16), torch.float32)
+    rounded, weights = block(NARROW, dtype=torch.bfloat16), block(NARROW)
+    assert blocks.can_run(rounded, torch.bfloat16)
+    assert blocks.can_run(weights, torch.bfloat16)
+    assert not blocks.can_run(replace_input(weights, key=rounded.input.key), torch.bfloat16)  # one is none for all

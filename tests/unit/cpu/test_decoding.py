@@ -101,7 +101,15 @@ def test_a_matrix_that_the_code_cannot_apply_is_refused():
         assert decoding.product(nn.Parameter(weight), x) is not None
 
 
-@pytest.mark.parametrize("make", [llama, adapted])
+def with_bias():
+    """A Llama whose output layer has a bias, by which two tokens are much likelier than the others."""
+    model = llama()
+    model.lm_head = nn.Linear(96, 40)
+    model.lm_head.bias.data = 5.0 * (torch.arange(40) % 20 == 7)
+    return model
+
+
+@pytest.mark.parametrize("make", [llama, adapted, with_bias])
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
 def test_the_sampler_says_the_same_with_it(make, batch_size):
     requests = [Request(prompt_ids=[2 + i, 3], key=i, max_tokens=9) for i in range(5)]

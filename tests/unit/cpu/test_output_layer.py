@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cpu_helpers import BFLOAT16, COMPILED, llama, near, needs_bfloat16, numbers
+from cpu_helpers import BFLOAT16, COMPILED, llama, near, numbers
 
 from rlhf.cpu import output_layer
 from rlhf.policies import logprobs
@@ -39,10 +39,11 @@ def test_what_is_not_a_number_stays_so():
     assert total.isnan().tolist() == [column == 2 for column in range(16)]
 
 
-@needs_bfloat16
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize(("vocabulary", "rows", "size"), [(1, 16, 16), (8, 32, 48), (77, 48, 256)])
-def test_products_round_their_factors_alone(vocabulary, rows, size, dtype):
+def test_products_round_their_factors_alone(vocabulary, rows, size, dtype, monkeypatch):
+    """Of weights in float32 on every processor, if slowly: where it does not multiply bfloat16, the code does."""
+    monkeypatch.setattr(output_layer, "multiplies_bfloat16", lambda: True)
     weight, x = numbers(vocabulary, size).to(dtype), numbers(rows, size)
     exact = weight.bfloat16().double() @ x.bfloat16().double().T
     torch.testing.assert_close(output_layer.rounded_product(weight, x).double(), exact, rtol=0, atol=2e-6 * size**0.5)

@@ -126,6 +126,34 @@ def test_bfloat16_products_round_as_autocast_does(make: Callable[[], Any]) -> No
     assert 0 < (rounded - exact).norm() < 1.5 * (theirs.float() - exact).norm()
 
 
+@pytest.mark.parametrize("make", [llama, lambda: llama().bfloat16()])
+def test_bfloat16_goes_through_the_modules_where_the_processor_does_not_multiply_it(
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf.cpu.trunk.multiplies_bfloat16", lambda: False)
+    model, rows = make(), packed(LENGTHS)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.dtype == torch.float32):
+        backend = DecoderOnly(model, COMPILED).backend
+        assert backend is not None
+        assert backend.hidden_states(rows, rows.last) is None
+
+
+def test_a_merged_adapter_counts_once() -> None:
+    model, rows = adapted(), packed(LENGTHS)
+    before = compiled(model, rows, everything(rows)).detach()
+    model.merge_adapter()
+    near(compiled(model, rows, everything(rows)), before, 1e-5)
+    model.unmerge_adapter()
+    near(compiled(model, rows, everything(rows)), before, 1e-5)
+
+
+def test_an_adapter_that_is_not_in_use_is_none() -> None:
+    model, rows = two_adapters(), packed(LENGTHS)
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        near(compiled(model, rows, everything(rows)), head.hidden_states(model, rows, everything(rows)), 3e-6)
+
+
 def two_adapters() -> Any:
     model = adapted()
     model.add_adapter("other", LoraConfig(**LORA))

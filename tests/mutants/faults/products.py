@@ -1,0 +1,86 @@
+"""Faults in compiled products of matrices, and in how factors are laid out for them."""
+
+from ..fault import Fault
+
+FAULTS = (
+    Fault(
+        "parts-overwrite-the-sum",
+        "products.h.times",
+        "i < v * R && part; i++",
+        "i < v * R && k; i++",
+        "queries' gradient is lost where keys' and values' are added to it",
+        ("blocks",),
+    ),
+    Fault(
+        "product-without-its-last-terms",
+        "products.h.times",
+        "if (part + 1 < parts)",
+        "if (k + DEPTH < term.right.depth)",
+        "what is narrow is rounded before the adapter's share is in it",
+        ("blocks",),
+    ),
+    Fault(
+        "columns-of-a-tile-for-all",
+        "products.h.times",
+        "term.right.data + c * term.right.depth + k * v * W",
+        "term.right.data + k * v * W",
+        "all columns are the first ones",
+        ("blocks",),
+    ),
+    Fault(
+        "compiled-gradient-of-the-last-tokens",
+        "products.h.gradient_part",
+        "  if (first)\n",
+        "  if (false)\n",
+        "weights learn from the last 288 tokens at most",
+        ("blocks",),
+    ),
+    Fault(
+        "last-rows-of-a-gradient-left-out",
+        "products.h.gradient",
+        "      for (; row < left.width(c); row += 2) gradient_part<2, v>(left, right, c, row, column, first, out);\n",
+        "",
+        "the last rows of a matrix learn at random",
+        ("blocks",),
+    ),
+    Fault(
+        "compiled-strips-all-as-wide",
+        "products.h.width",
+        "return std::min(STRIP, columns - c / STRIP * STRIP);",
+        "return STRIP;",
+        "the last columns of a matrix are read where they are not",
+        ("blocks",),
+    ),
+    Fault(
+        "narrow-sides-trained-by-each-other",
+        "projection.h.learn",
+        "product_of(narrow_grad, input, of.down_grad);",
+        "product_of(narrow_grad, narrow, of.down_grad);",
+        "an adapter's first matrix learns from its own results",
+        ("blocks",),
+    ),
+    Fault(
+        "gradient-kept-for-weights-alone",
+        "projection.h.learns",
+        "of.weight_grad || of.up_grad",
+        "of.weight_grad",
+        "an adapter's second matrix learns with its frozen weight alone",
+        ("blocks",),
+    ),
+    Fault(
+        "input-of-weights-alone",
+        "projection.h.reads_input",
+        "of.weight_grad || of.down_grad",
+        "of.weight_grad",
+        "an adapter's first matrix learns with its frozen weight alone",
+        ("blocks",),
+    ),
+    Fault(
+        "second-vector-like-the-first",
+        "vectors.h",
+        "right[u] = *(const Whole*)(x + 2 * (i * n + u * W));",
+        "right[u] = *(const Whole*)(x + 2 * (i * n));",
+        "every other sixteen tokens are given the logits of their neighbours",
+        ("test_products_round_their_factors_alone",),
+    ),
+)
