@@ -405,6 +405,7 @@ def test_the_other_processes_take_over_the_plan_and_write_nothing(run, stages, m
         monkeypatch.setattr(rlhf.run.pipeline, name, refuse)
     monkeypatch.setattr(rlhf.run.pipeline, "from_first_process", lambda make: plan)
     monkeypatch.setattr(rlhf.run.pipeline, "barrier", lambda: waits.append(1))
+    monkeypatch.setattr(rlhf.run.pipeline, "_runtime", lambda config: object())  # which would join the processes
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(Stages, "run", lambda self, name, *_: self.ran.append(name) or {})
