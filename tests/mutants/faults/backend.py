@@ -84,14 +84,6 @@ FAULTS = (
         ("test_code_that_does_not_compile_costs_speed_alone",),
     ),
     Fault(
-        "backend-says-so-for-every-model",
-        "backend._log_once",
-        "@cache\n",
-        "",
-        "the log has a line for each model and sampler",
-        ("test_a_known_family_on_a_cpu_has_one",),
-    ),
-    Fault(
         "trunk-asked-once",
         "backend.CpuBackend.hidden_states",
         "if trunk.can_run(model, rows.grid.shape[1]) else None",
