@@ -28,14 +28,6 @@ FAULTS = (
         ("test_a_known_family_on_a_cpu_has_one",),
     ),
     Fault(
-        "nothing-runs-without-the-package",
-        "backend._backend_and_answer",
-        'if not str(error.name).startswith("rlhf.cpu"):',
-        "if error:",
-        "a trainer without the folder does not start",
-        ("test_without_the_package_everything_runs",),
-    ),
-    Fault(
         "broken-package-is-a-missing-one",
         "backend._backend_and_answer",
         'if not str(error.name).startswith("rlhf.cpu"):',
@@ -82,14 +74,6 @@ FAULTS = (
         "if part is None]",
         "code is called that could not be compiled",
         ("test_code_that_does_not_compile_costs_speed_alone",),
-    ),
-    Fault(
-        "backend-says-so-for-every-model",
-        "backend._log_once",
-        "@cache\n",
-        "",
-        "the log has a line for each model and sampler",
-        ("test_a_known_family_on_a_cpu_has_one",),
     ),
     Fault(
         "trunk-asked-once",

@@ -16,6 +16,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from rlhf.cpu import trunk
 from rlhf.packing.packed import PackedRows
 from rlhf.policies import head
 from rlhf.policies.decoder_only import DecoderOnly
@@ -133,6 +134,7 @@ def test_bfloat16_goes_through_the_modules_where_the_processor_does_not_multiply
     monkeypatch.setattr("rlhf.cpu.trunk.multiplies_bfloat16", lambda: False)
     model, rows = make(), packed(LENGTHS)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.dtype == torch.float32):
+        assert not trunk.can_run(head.trunk(model), rows.width)  # asked first: running it would write beyond tensors
         backend = DecoderOnly(model, COMPILED).backend
         assert backend is not None
         assert backend.hidden_states(rows, rows.last) is None
