@@ -15,6 +15,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one block: two buffers of shape (rows, heads, columns, head size)."""
 
     is_sliding = False
+    is_initialized = False
 
     def __init__(self, cache: "SlotCache") -> None:
         super().__init__()

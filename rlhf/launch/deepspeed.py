@@ -199,7 +199,9 @@ def forget_zero() -> None:
 
     transformers remembers the last ZeRO-3 config for as long as it exists, and shards whatever it loads meanwhile.
     """
-    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # accelerate leaves it behind for the next trainer
+    # What the last trainer left behind for the next one: accelerate the first, transformers 4 the second.
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     if "deepspeed" in sys.modules:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

@@ -9,7 +9,6 @@ import logging
 import re
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -111,19 +110,26 @@ def _content_key(file: Path) -> str:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{gguf}: reading it takes the gguf library. Install it: pip install 'rlhf-trainer[gguf]'")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
 
     from rlhf.models.quiet import quiet
 
+    # Before GgufConfig came, transformers took the first token of a text for the one that ends it.
+    if importlib.util.find_spec("gguf") is None or not hasattr(transformers, "GgufConfig"):
+        raise ModelError(
+            f"{gguf}: GGUF files take the gguf library and transformers 5.20.2 or newer. Install them: "
+            "pip install 'rlhf-trainer[gguf]'"
+        )
     logger.info("Converting %s to safetensors; this happens once.", gguf)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **_dequantized()
+            tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=transformers.GgufConfig(dequantize=True),
+                dtype=torch.float32,
             )
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -132,15 +138,6 @@ def _convert(gguf: Path, folder: Path) -> None:
             f"{gguf}: cannot be converted: {type(error).__name__}: {error}. Give another file, or the model as a "
             "folder of safetensors."
         ) from error
-
-
-def _dequantized() -> dict[str, Any]:
-    """Options that make `from_pretrained` multiply quantised weights out; older versions of transformers always do."""
-    import transformers
-
-    if not hasattr(transformers, "GgufConfig"):
-        return {}
-    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def _check_folder(folder: Path, path: str) -> None:

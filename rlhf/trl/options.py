@@ -179,6 +179,10 @@ def _at_default(args: Any, field: "dataclasses.Field[Any]") -> bool:
     if field.name == "include_num_input_tokens_seen":
         return value in (False, "no")  # a command line has the first where it says nothing
     # What transformers fills in itself comes back when options are copied by `dataclasses.replace`.
+    if field.name == "fsdp":
+        return not value
+    if field.name == "fsdp_config":
+        return isinstance(value, dict) and not any(value.values())
     if field.name == "dataloader_pin_memory":
         return value is not args.use_cpu
     return field.name == "accelerator_config" and value == AcceleratorConfig()

@@ -1,5 +1,6 @@
 """The JSON schema that editors read, and the configs that ship."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ SHIPPED = sorted(CONFIGS.glob("**/*.yaml"))
 
 def test_the_file_is_in_step():
     written = (CONFIGS / "schema.json").read_text(encoding="utf-8")
-    assert written == schema_text(), "run `rlhf schema > configs/schema.json`"
+    # Older versions of pydantic write 0 for 0.0.
+    assert json.loads(written) == json.loads(schema_text()), "run `rlhf schema > configs/schema.json`"
 
 
 def test_every_key_has_a_description():

