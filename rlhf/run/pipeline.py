@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -183,7 +183,7 @@ def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest
     if is_main_process():
         _remove(working.output_of(step.stage))  # of an attempt that failed
     barrier()
-    started, clock = datetime.now(timezone.utc), time.perf_counter()
+    started, clock = datetime.now(UTC), time.perf_counter()
     disable_progress_bar()  # its bars for loading and saving would break into that of the stage
     set_seed(config.seed)
     with Tracker.open(folder.root, config.tracking, config.model_dump(mode="json"), step.stage) as tracker:

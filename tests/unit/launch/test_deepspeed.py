@@ -102,7 +102,10 @@ def test_keys_that_follow_from_ours_are_refused(extra, key, way_out):
 def test_zero_without_deepspeed_says_how_to_get_it(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else found(name))
-    with pytest.raises(ConfigError, match=r"distributed\.zero is 2, but deepspeed is not installed.*pip install \'rlhf-trainer\[deepspeed\]\'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"distributed\.zero is 2, but deepspeed is not installed.*pip install \'rlhf-trainer\[deepspeed\]\'",
+    ):
         config(zero=2)
 
 
