@@ -19,6 +19,7 @@ from rlhf.models.adapters import add_adapters
 from rlhf.models.seeding import seeded
 
 CPU = Runtime(torch.device("cpu"))
+LOGGED = 6e-5  # transformers 4 rounds what it logs to four digits
 COLOURS = ["red", "green", "blue", "black", "white", "pink"]
 
 

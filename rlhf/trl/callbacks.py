@@ -49,7 +49,8 @@ class Callbacks:
 
     def tell(self, event: str, *arguments: Any) -> None:
         """Call one event, e.g. `on_step_end`, of all callbacks."""
-        self.control = getattr(self.handler, event)(self.args, self.state, self.control, *arguments)
+        if hasattr(self.handler, event):  # transformers 4 knows no on_push_begin
+            self.control = getattr(self.handler, event)(self.args, self.state, self.control, *arguments)
 
     def log(self, logs: dict[str, float]) -> None:
         """Add numbers to the history, and hand them to whoever logs."""

@@ -6,6 +6,7 @@ they mean to the loop says `translate`. The batch of one iteration is
 `per_device_train_batch_size * gradient_accumulation_steps * processes` episodes.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import TrainingArguments
 
 from rlhf.launch.processes import world_size
 from rlhf.trl.options import check_options
+
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 
 def _option(default: Any, description: str) -> Any:
@@ -109,4 +112,8 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
             self.activation_checkpointing = self.gradient_checkpointing
         if getattr(self, "activation_checkpointing_kwargs", False) is None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        precision = os.environ.get(_PRECISION)
         super().__post_init__()
+        os.environ.pop(_PRECISION, None)  # transformers 4 sets it, for all options that are made later
+        if precision is not None:
+            os.environ[_PRECISION] = precision

@@ -150,6 +150,7 @@ def test_conversion_happens_once_for_a_content(folder: Path, monkeypatch: pytest
     assert Path(first).parent == folder / "cache" / "models"
 
 
+@reads_gguf
 def test_a_failed_conversion_leaves_nothing_behind(folder: Path) -> None:
     (folder / "a.gguf").write_bytes(b"GGUF and no more")
     with pytest.raises(ModelError, match=r"^a\.gguf: cannot be converted: .* Give another file"):
