@@ -8,7 +8,6 @@ from torch.nn.functional import cross_entropy
 from rlhf.files.run_folder import RunFolder
 from rlhf.policies.decoder_only import DecoderOnly
 from rlhf.stages import sft, sft_trainer
-from rlhf.stages.packed_trainer import PackedTrainer
 
 FAMILIES = ["llama", "gpt2", "opt"]
 ATOL = {"llama": 1e-6, "gpt2": 1e-10, "opt": 1e-10}  # norms of a Llama are float32 in any case
@@ -97,9 +96,10 @@ def test_dropout_of_the_adapters_acts_in_training_alone(family):
 
 
 @pytest.fixture
-def trainer(tmp_path):
+def trainer(tmp_path, request):
     write_demonstrations(tmp_path / "demonstrations.jsonl")
-    config = make_config(tmp_path, sft={"max_steps": 2, "microbatch_size": 4})
+    lora = getattr(request, "param", False)
+    config = make_config(tmp_path, sft={"max_steps": 2, "microbatch_size": 4}, lora=lora)
     made = []
 
     class Kept(sft.SFTTrainer):
@@ -141,7 +141,7 @@ def test_every_microbatch_is_its_part_of_the_mean_over_the_step(trainer):
             torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-8, msg=name)
 
 
+@pytest.mark.parametrize("trainer", [False, True], indirect=True, ids=["all weights", "lora"])
 def test_behind_the_training_the_model_is_called_as_before(trainer):
     ids = torch.tensor([[1, 2, 3]])
     assert trainer.model(input_ids=ids).logits.shape[:2] == (1, 3)
-    assert issubclass(type(trainer), PackedTrainer)
