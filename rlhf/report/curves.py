@@ -29,7 +29,7 @@ _GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "sft": {
         "Loss": ("sft/loss", "sft/validation_loss"),
         "Perplexity": ("sft/perplexity",),
-        "Token accuracy": ("sft/token_accuracy", "sft/validation_token_accuracy"),
+        "Token accuracy": ("sft/validation_token_accuracy",),
         "Learning rate": ("sft/learning_rate",),
         "Gradient norm": ("sft/gradient_norm",),
     },

@@ -43,9 +43,7 @@ _TRAINER = {
 
 _SFT = {
     "perplexity": ("exp(validation loss): perplexity of the validation responses", "1"),
-    "token_accuracy": ("Response tokens that the policy ranks first, training rows", "share"),
     "validation_token_accuracy": ("Response tokens that the policy ranks first, validation rows", "share"),
-    "entropy": ("Entropy of the next-token distribution, training rows", "nats per token"),
     "validation_entropy": ("Entropy of the next-token distribution, validation rows", "nats per token"),
 }
 
