@@ -14,7 +14,7 @@ __all__ = ["Config", "DistributedConfig", "EvaluateConfig", "RuntimeConfig", "Tr
 
 
 class EvaluateConfig(Section):
-    """SFT policy and PPO policy side by side on held-out prompts, with the same seeds."""
+    """The policy before and after PPO side by side on held-out prompts, with the same seeds."""
 
     data: DataConfig | None = Field(None, description="Held-out prompts; default: the test split of ppo.data.")
     max_prompts: int | None = Field(None, gt=0, description="Use at most this many prompts.")
@@ -68,8 +68,8 @@ class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
     compile_kernels: bool | None = Field(
         None,
-        description="On a CPU, run common decoders in C++, which is compiled in seconds at the first start: training "
-        "and sampling take about half the time. Default: where there is a C++ compiler.",
+        description="On a CPU, run common decoders in C++, which is compiled in seconds at the first start. "
+        "Default: where there is a C++ compiler.",
     )
 
 
