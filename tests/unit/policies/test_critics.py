@@ -187,6 +187,7 @@ def learning(folder, *, iterations=12, saving=False, **options):
     return made, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_training_raises_the_score_and_both_adapters_move(tmp_path, bf16):
     made, seen = learning(tmp_path, bf16=bf16)

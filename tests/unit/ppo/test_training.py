@@ -7,6 +7,8 @@ import torch
 from ppo_enumerable import ENDS, PROMPT, STATES, PrefixCritic, PrefixPolicy, V, random_world, response_logprobs
 from ppo_helpers import advantaged, episode, exact, make_ppo, prompts, tiny
 
+pytestmark = pytest.mark.slow  # whole trainings, to an optimum that is known
+
 ARMS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)  # the reference's probabilities of the tokens 3, 4 and 5
 REWARDS = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
 

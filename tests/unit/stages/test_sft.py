@@ -47,6 +47,7 @@ def test_the_first_training_loss_is_the_mean_over_all_response_tokens(data):
     assert recorder.curve("sft/loss")[0] == pytest.approx(mean_response_loss(untouched, train), abs=LOGGED)
 
 
+@pytest.mark.slow
 def test_what_is_in_the_prompt_is_not_learnt(data):
     """A word that stands in every prompt is not a likely beginning of a response."""
     *_, folder, _ = run(data, epochs=30, learning_rate=1e-2)
@@ -56,6 +57,7 @@ def test_what_is_in_the_prompt_is_not_learnt(data):
     assert model(ids).logits[0, -1].softmax(-1)[item] < 0.1  # "item" follows "User:\n" in all 24 prompts
 
 
+@pytest.mark.slow
 def test_the_policy_learns_to_end_its_response(data):
     *_, folder, _ = run(data, epochs=40, learning_rate=1e-2)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
