@@ -7,8 +7,6 @@ import torch
 from ppo_enumerable import ENDS, PROMPT, STATES, PrefixCritic, PrefixPolicy, V, random_world, response_logprobs
 from ppo_helpers import advantaged, episode, exact, make_ppo, prompts, tiny
 
-pytestmark = pytest.mark.slow  # whole trainings, to an optimum that is known
-
 ARMS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)  # the reference's probabilities of the tokens 3, 4 and 5
 REWARDS = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
 
@@ -57,6 +55,7 @@ def distance(p, q):
     return float((p - q).abs().sum() / 2)
 
 
+@pytest.mark.slow
 def test_oracle_05_the_bandit_reaches_its_analytic_optimum(tmp_path):
     optimum = ARMS * REWARDS.exp()
     normaliser = float(optimum.sum())
@@ -75,6 +74,7 @@ def test_oracle_05_the_bandit_reaches_its_analytic_optimum(tmp_path):
     assert objective(reached) == pytest.approx(1.027222, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_oracle_06_the_enumerable_language_model_reaches_its_optimum(tmp_path):
     world = random_world(dense=False)
     optimum, values = world.soft_optimum()
@@ -109,12 +109,14 @@ def test_oracle_06_the_enumerable_language_model_reaches_its_optimum(tmp_path):
     assert expected(reached) == pytest.approx(value, abs=0.01 * world.coefficient)
 
 
+@pytest.mark.slow
 def test_oracle_07_without_a_penalty_the_best_arm_wins(tmp_path):
     reached = train_bandit(tmp_path, ARMS, 0.0, iterations=40)
     print(f"\nb = 0: {reached.tolist()}")
     assert reached[2] > 0.97
 
 
+@pytest.mark.slow
 def test_oracle_07_a_huge_penalty_leads_back_to_the_reference(tmp_path):
     start = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
     reached = train_bandit(tmp_path, start, 1e3, iterations=60)
@@ -122,6 +124,7 @@ def test_oracle_07_a_huge_penalty_leads_back_to_the_reference(tmp_path):
     assert distance(reached, ARMS) < 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_oracle_18_a_truncated_task_is_worth_what_it_would_go_on_to_earn(tmp_path, bootstrap):
     """Reward 1 for ever, cut off after 4 tokens: V = 1 / (1 - gamma) = 10, which the cut alone would hide."""
