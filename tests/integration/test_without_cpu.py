@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# An editable installation finds what the copy lacks in the tree it was made from.
+WITHOUT_THE_INSTALLED = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "_EditableFinder"]
+"""
 PARTS = ("rlhf", "envs", "reward_models", "tests", "configs", "pyproject.toml")
 
 pytestmark = [
@@ -30,6 +35,7 @@ def copy(tmp_path):
             target.parent.mkdir(exist_ok=True)
             shutil.copy(source, target)
     shutil.rmtree(tmp_path / "copy" / "rlhf" / "cpu")
+    (tmp_path / "copy" / "sitecustomize.py").write_text(WITHOUT_THE_INSTALLED, "utf-8")
     return tmp_path / "copy"
 
 
@@ -52,7 +58,8 @@ def test_the_copy_has_no_compiled_backend(copy):
 
 
 def test_the_oracles_pass(copy):
-    assert " passed" in run(copy, "pytest", "tests/unit", "-k", "oracle", "-x", "-q", "-p", "no:cacheprovider")
+    rooms = [f"tests/unit/{room}" for room in ("episodes", "generation", "models", "packing", "policies", "ppo", "trl")]
+    assert " passed" in run(copy, "pytest", *rooms, "-k", "oracle", "-x", "-q", "-p", "no:cacheprovider")
 
 
 def test_the_tiny_run_ends(copy, tmp_path):
