@@ -75,9 +75,8 @@ class Looker:
 def make_policy(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """Load the policy that the SFT stage left, with fresh adapters if the model is fine-tuned through them."""
     policy: nn.Module = load_policy(config.model, tokenizer, folder=policy_folder(config, folder), seed=config.seed)
-    if config.model.lora is None:
-        return policy
-    policy = add_adapters(policy, config.model.lora, "language_model", seed=config.seed, dropout=False)
+    if config.model.lora is not None:
+        policy = add_adapters(policy, config.model.lora, "language_model", seed=config.seed, dropout=False)
     return policy
 
 

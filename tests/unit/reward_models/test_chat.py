@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from chat_helpers import CHATML, CORPUS, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from reward_models.chat import (
@@ -20,20 +21,6 @@ from reward_models.chat import (
 )
 from reward_models.errors import ChatFormatError
 
-CORPUS = [
-    "Hello there, where is my order?",
-    "Your order is on its way, sorry for the wait.",
-    "Thanks a lot! Bye now.",
-] * 20
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>", "<s>", "<filename>", "<|end|>"]
-
-# Adds a system message of its own when there is none.
-CHATML = (
-    "{% for m in messages %}"
-    "{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 # Trims contents, sets blanks around the response and has no generation prompt of its own.
 INST = (
     "{{ bos_token }}{% for m in messages %}"
@@ -52,29 +39,6 @@ PROMPT = "Hello there, where is my order?"
 RESPONSE = "Sorry! It is on its way."
 FOLLOW_UP = [{"role": "user", "content": "Thanks a lot! When?"}]
 SECOND = "Bye now."
-
-
-def byte_tokenizer(
-    template: str | None = None, *, add_bos: str | None = None, **special: str
-) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of about 300 tokens; `add_bos` is set before every text by the tokenizer itself."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(CORPUS, trainer)
-    if add_bos:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{add_bos} $A", special_tokens=[(add_bos, backend.token_to_id(add_bos))]
-        )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def sentencepiece_like_tokenizer() -> PreTrainedTokenizerFast:

@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from chat_helpers import CHATML, byte_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from reward_models.chat import encode_dialogue, prepare_tokenizer, to_messages
 from reward_models.errors import ChatFormatError
-
-CORPUS = ["Hello there, where is my order?", "Your order is on its way, sorry for the wait."] * 20
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>", "<s>", "<filename>"]
-
-CHATML = (
-    "{% for m in messages %}"
-    "{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def byte_tokenizer(template: str | None = None, **special: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of about 300 tokens."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(CORPUS, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def word_tokenizer(**special: str) -> PreTrainedTokenizerFast:
