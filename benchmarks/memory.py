@@ -95,7 +95,7 @@ def make_reward_model(root: Path) -> None:
     from rlhf.stages.base_model import policy_tokenizer
 
     config, folder = configuration(()), RunFolder(root)
-    tokenizer = policy_tokenizer(config, folder)
+    tokenizer = policy_tokenizer(config)
     model = add_adapters(load_sequence_classifier(config.model, tokenizer), config.model.lora, "reward_model")
     trunk, settings = fingerprint(model), model.peft_config["default"]
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -117,7 +117,7 @@ def measure(overrides: Iterable[str], root: Path) -> dict[str, int]:
     warnings.simplefilter("ignore")
     config, folder = configuration(overrides), RunFolder(root)
     runtime = Runtime.detect(config.runtime, config.model)
-    tokenizer = policy_tokenizer(config, folder)
+    tokenizer = policy_tokenizer(config)
     policy = stage.make_policy(config, folder, tokenizer)
     critic = stage.make_critic(config, folder, tokenizer, policy)
     source = stage.make_source(config, folder, tokenizer, policy, runtime)

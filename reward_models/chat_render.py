@@ -30,6 +30,10 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
 )
 
+# Marks of reasoning. The policy writes them itself, and neither opens nor ends a turn by it.
+_REASONING = frozenset(
+    {"<think>", "</think>", "<thinking>", "</thinking>", "<|begin_of_thought|>", "<|end_of_thought|>"}
+)
 _STAND_IN = "Sentinel7r3sponse"  # stands for a response; no template and no tokenizer treats it specially
 
 logger = logging.getLogger(__name__)
@@ -105,12 +109,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 def spell_out(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
     """Break up the markers of a conversation inside a message, so that they are tokenised as text.
 
-    Special tokens that neither the template nor the tokenizer writes (`<filename>` of some code models) are left alone.
+    Special tokens that neither the template nor the tokenizer writes (`<filename>` of some code models) are left alone,
+    and so are marks of reasoning.
     """
     if not tokenizer.chat_template:
         return content
     named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
-    for token in special_tokens(tokenizer):
+    for token in special_tokens(tokenizer) - _REASONING:
         if token in content and (token in named or token in str(tokenizer.chat_template)):
             logger.warning("A message contains the special token %r; it is taken as text.", token)
             content = content.replace(token, f"{token[0]} {token[1:]}")

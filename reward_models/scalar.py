@@ -164,5 +164,29 @@ class ScalarRewardModel:
         return pad if pad < known else int(eos == 0)
 
 
+def check_reward_model(path: str | Path) -> None:
+    """Look, without loading weights, whether a folder holds a sequence classifier of one label and a tokenizer.
+
+    Raises:
+        RewardError: It does not.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    if not (Path(path) / "config.json").is_file():
+        raise RewardError(f"There is no reward model in {path} (no config.json); run the reward stage first.")
+    try:
+        config = AutoConfig.from_pretrained(path)
+        AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise RewardError(f"{path} cannot be loaded as a reward model: {error}") from error
+    if not any("SequenceClassification" in name for name in config.architectures or ()):
+        raise RewardError(
+            f"{path} is no sequence classifier ({', '.join(config.architectures or ['unknown'])}), so its scores would "
+            "be random. Name the folder of a trained reward model, not of a language model."
+        )
+    if config.num_labels != 1:
+        raise RewardError(f"A reward model has 1 label (num_labels), {path} has {config.num_labels}.")
+
+
 def _response_messages(completion: Completion) -> list[Message]:
     return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else to_messages(completion)

@@ -59,11 +59,11 @@ def save_run(root: Path, ppo_seed: int = 1) -> RunFolder:
 
 
 def run_config(data: Path, **changes):
-    """A configuration for such a folder: `changes` are merged into it, section by section."""
+    """A configuration for such a folder, with a model beside `data`; `changes` are merged in, section by section."""
     from rlhf.config.schema import Config
 
     values = {
-        "model": {"path": "unused"},
+        "model": {"path": str(save_policy(data.parent / "model", 0))},
         "sft": {"data": {"path": str(data)}},
         "reward": {"data": {"path": str(data)}},
         "ppo": {

@@ -22,10 +22,18 @@ def run(
     overrides: Overrides = None,
     processes: Processes = None,
     zero: Zero = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything that a run would read, say what would run, and stop.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Runs all stages of CONFIG, skipping what is finished."""
-    _start(None, config, overrides, processes, zero, debug)
+    if not dry_run:
+        return _start(None, config, overrides, processes, zero, debug)
+    with errors_explained(debug):
+        from rlhf.run.dry_run import dry_run as check
+
+        check(_load(config, overrides, processes, zero))
 
 
 @commands.command()

@@ -96,6 +96,13 @@ def _tokenised(row: Row, encode: Encode, max_tokens: int) -> Row:
                 else f"{length} tokens, {max_tokens} are allowed",
                 f"Shorten it, or raise {'max_tokens' if response is not None else 'max_prompt_tokens'}",
             )
+    if isinstance(row, Preference) and tokens[0] == tokens[1]:
+        raise BadRow(
+            "identical_pair",
+            "rejected",
+            "chosen and rejected are the same tokens once the chat template has written them",
+            "Remove the row, or set chat_template to one that keeps what tells them apart",
+        )
     return replace(row, tokens=tuple(tokens))
 
 

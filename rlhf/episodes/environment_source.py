@@ -68,6 +68,15 @@ class EnvironmentSource:
         rows: int | None = getattr(self.environments.envs[0].unwrapped, "num_rows", None)
         return rows
 
+    def check_prompts(self, most: int) -> None:
+        """Open rows of the environment, at most so many, and see whether their prompts can be answered.
+
+        Raises:
+            UserError: The environment cannot open a row, or its prompt has no room for a response.
+        """
+        for index in range(min(most, self.num_prompts or 0)):
+            self._reset([Start(index, 0, seed=index)])
+
     def collect(self, generator: Generator, starts: Sequence[Start], *, seed: int, iteration: int) -> list[Episode]:
         """Play one episode per start; more starts than environments are played in several rounds."""
         size = self.environments.num_envs

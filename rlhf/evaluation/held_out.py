@@ -79,7 +79,7 @@ def held_out_source(
     assert config.evaluate is not None
     assert config.ppo is not None
     section = config.evaluate
-    if prompts is not None and scorer is None:
+    if prompts is not None and not config.ppo.rewards:
         raise StageError(
             "evaluate.data gives prompts, but ppo.rewards is empty: nothing scores the responses. Add a component, or "
             "remove evaluate.data, so that the policies are compared by the environment's own rewards."

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -137,9 +138,44 @@ def load_sequence_classifier(
     return model
 
 
-def max_positions(config: Any) -> int | None:
+def open_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """What the model will be, without its weights: errors about its origin come before anything is spent.
+
+    Args:
+        config: A `model` section.
+        tokenizer: From `load_tokenizer`.
+
+    Raises:
+        ModelError: If it cannot be found or opened, or `num_layers` exceeds its blocks.
+    """
+    if config.architecture is not None:
+        return _keep_layers(build_config(config.architecture, tokenizer), config.num_layers)
+    origin, options = _origin(config, None)
+    with _clear_errors(origin, "model"), quiet():
+        return _keep_layers(AutoConfig.from_pretrained(origin, **options), config.num_layers)
+
+
+def check_classifier(key: str, model_config: PretrainedConfig) -> None:
+    """Refuse a backbone whose family has no scalar head.
+
+    Args:
+        key: The section of the configuration that names it.
+        model_config: From `open_config`.
+
+    Raises:
+        ModelError: transformers has no sequence classifier of this family.
+    """
+    if type(model_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            f"{key}: transformers has no sequence classifier of the family {model_config.model_type}, so it cannot be "
+            "a reward model or a critic of its own. Set reward.model to another backbone; for the critic, set "
+            "ppo.critic.type to shared"
+        )
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
     """How many tokens a model of this config has positions for; None if nothing limits them."""
-    positions: int | None = getattr(config, "max_position_embeddings", None)
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions
 
 

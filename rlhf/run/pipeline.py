@@ -1,6 +1,7 @@
 """The stages of a run in order: skips what is finished, runs the rest, remembers it in the manifest.
 
-    plan (fingerprints against the manifest) -> for each stage: seed, tracker, stage.run, manifest -> report
+    plan (fingerprints against the manifest) -> preflight
+    -> for each stage: seed, tracker, stage.run, manifest -> report
 
 A stage works beside the place of its output, which is replaced when it has succeeded, so that a stage that fails or is
 interrupted costs nothing that was finished before. In a distributed run the first process makes the plan, all run the
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
 
-from reward_models.registry import load_function
 from rlhf.config.load import LoadedConfig, save_resolved
 from rlhf.config.schema import Config
 from rlhf.config.tree import OVERRIDE
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
     from rlhf.launch.runtime import Runtime
     from rlhf.tracking.tracker import Tracker
 
-# run(config, folder, tracker) writes the stage's output into the folder and returns what the manifest keeps
-StageFunction: TypeAlias = Callable[[Config, RunFolder, "Tracker", "Runtime"], dict[str, Any]]
+# run(config, folder, tracker, runtime, inputs) writes the stage's output and returns what the manifest keeps
+StageFunction: TypeAlias = Callable[[Config, RunFolder, "Tracker", "Runtime", Any], dict[str, Any]]
 
 _REASONS_SHOWN = 3
-_SCORING_STAGES = ("ppo", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,6 @@ def make_plan(config: Config, manifest: Manifest, only: str | None = None) -> li
     if only is not None:
         _require_upstream(config, only, steps, manifest)
         steps = {only: steps[only]}
-    if any(step.reason is not None and step.stage in _SCORING_STAGES for step in steps.values()):
-        _load_reward_functions(config)
     return list(steps.values())
 
 
@@ -106,15 +103,17 @@ def run_pipeline(loaded: LoadedConfig, only: str | None = None) -> None:
     folder = folder_of(config)
     manifest, steps = from_first_process(lambda: _manifest_and_plan(config, folder, only))
     console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
+    due = [step.stage for step in steps if step.reason is not None]
+    runtime = _runtime(config) if due else None
+    inputs = prepare_stages(config, due) if due else {}
     if is_main_process() and not _is_saved(loaded, folder):
         save_resolved(loaded, folder.config)
-    runtime = _runtime(config) if any(step.reason is not None for step in steps) else None
     for step in steps:
         if step.reason is None or runtime is None:
             console.print(f"{step.stage}: skipped, {_when(manifest.stages[step.stage])}", markup=False)
         else:
             console.print(f"{step.stage}: {step.reason}", markup=False)
-            _run_stage(step, config, folder, manifest, runtime)
+            _run_stage(step, config, folder, manifest, runtime, inputs.pop(step.stage))
     if is_main_process():
         _conclude(steps, config, folder, console)
 
@@ -124,6 +123,13 @@ def stage_functions() -> dict[str, StageFunction]:
     from rlhf.stages import evaluate, ppo, reward, sft
 
     return {"sft": sft.run, "reward": reward.run, "ppo": ppo.run, "evaluate": evaluate.run}
+
+
+def prepare_stages(config: Config, stages: Sequence[str]) -> dict[str, Any]:
+    """Read and check all that the stages will need; see `rlhf.stages.preflight`."""
+    from rlhf.stages.preflight import preflight
+
+    return preflight(config, stages)
 
 
 def _manifest_and_plan(config: Config, folder: RunFolder, only: str | None) -> tuple[Manifest, list[Step]]:
@@ -158,13 +164,6 @@ def _require_upstream(config: Config, stage: str, steps: Mapping[str, Step], man
         )
 
 
-def _load_reward_functions(config: Config) -> None:
-    """Loads what scores responses: a misspelt name must not cost the training of the first ones."""
-    for component in config.ppo.rewards.values() if config.ppo is not None else ():
-        if component.function is not None:
-            load_function(component.function, component.args)
-
-
 def _runtime(config: Config) -> "Runtime":
     """Decide, once for all stages, where this process computes; torch is imported only now."""
     from rlhf.launch.runtime import Runtime
@@ -172,7 +171,9 @@ def _runtime(config: Config) -> "Runtime":
     return Runtime.detect(config.runtime)
 
 
-def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest, runtime: "Runtime") -> None:
+def _run_stage(
+    step: Step, config: Config, folder: RunFolder, manifest: Manifest, runtime: "Runtime", inputs: Any
+) -> None:
     from transformers import set_seed
     from transformers.utils.logging import disable_progress_bar
 
@@ -187,7 +188,7 @@ def _run_stage(step: Step, config: Config, folder: RunFolder, manifest: Manifest
     disable_progress_bar()  # its bars for loading and saving would break into that of the stage
     set_seed(config.seed)
     with Tracker.open(folder.root, config.tracking, config.model_dump(mode="json"), step.stage) as tracker:
-        results = run(config, working, tracker, runtime)
+        results = run(config, working, tracker, runtime, inputs)
     barrier()  # every process has written its part
     if is_main_process():
         seconds = round(time.perf_counter() - clock, 3)

@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from reward_models.combine import CombinedReward, Component
 from reward_models.protocol import RewardFunction
 from reward_models.registry import load_function
-from reward_models.scalar import ScalarRewardModel
+from reward_models.scalar import ScalarRewardModel, check_reward_model
 from rlhf.config.ppo import RewardComponentConfig
 from rlhf.config.schema import Config
 from rlhf.errors import StageError
@@ -20,7 +20,7 @@ from rlhf.files.run_folder import RunFolder
 from rlhf.launch.runtime import Runtime
 from rlhf.scoring.shared_reward import load_shared_reward_model
 
-__all__ = ["build_scorer", "load_reward_model"]
+__all__ = ["build_scorer", "load_reward_model", "rehearsal_scorer"]
 
 
 def build_scorer(config: Config, folder: RunFolder, runtime: Runtime, policy: Any = None) -> CombinedReward | None:
@@ -56,6 +56,34 @@ def build_scorer(config: Config, folder: RunFolder, runtime: Runtime, policy: An
     )
 
 
+def rehearsal_scorer(config: Config) -> CombinedReward | None:
+    """Load the reward functions alone, and look whether the configured reward models are there.
+
+    Returns:
+        The score as far as functions make it; None if there are none with a weight.
+
+    Raises:
+        StageError: A reward model cannot be found.
+        RewardError: A function or model is not what a component must be.
+    """
+    rewards = config.ppo.rewards if config.ppo is not None else {}
+    for name, component in rewards.items():
+        if component.path is not None:
+            check_reward_model(_find_model(name, component.path))
+    functions = [
+        Component(
+            name=name,
+            function=load_function(component.function, component.args),
+            weight=component.weight,
+            on_error=component.on_error,
+            timeout_seconds=component.timeout_seconds,
+        )
+        for name, component in rewards.items()
+        if component.function is not None
+    ]
+    return CombinedReward(functions) if any(component.weight for component in functions) else None
+
+
 def load_reward_model(config: Config, folder: RunFolder, runtime: Runtime) -> ScalarRewardModel:
     """Load the run's own reward model in its configured precision.
 
@@ -77,26 +105,26 @@ def _load(
     if component.function is not None:
         return load_function(component.function, component.args)
     if component.path is not None:
-        return _load_model(name, component.path, runtime.for_model(config.model))
+        return _from_folder(_find_model(name, component.path), runtime.for_model(config.model))
     if component.share_trunk and policy is not None:
         return load_shared_reward_model(folder.reward, policy, runtime.for_model(config.model))
     return load_reward_model(config, folder, runtime)
 
 
-def _load_model(name: str, path: str, runtime: Runtime) -> ScalarRewardModel:
+def _find_model(name: str, path: str) -> Path:
+    """The folder of a configured reward model, downloaded if it is the Hub's."""
     local = Path(path).expanduser()
     if local.is_dir():
-        return _from_folder(local, runtime)
+        return local
     if local.is_absolute() or path.startswith(".") or path.count("/") > 1:  # cannot be a Hub id
         raise StageError(f"ppo.rewards.{name}.path is {path}: no such folder. Relative paths start at {Path.cwd()}")
     try:
-        downloaded = snapshot_download(path)
+        return Path(snapshot_download(path))
     except Exception as error:  # of many kinds: the Hub's, the network's and the file system's
         raise StageError(
             f"ppo.rewards.{name}.path is {path}: no such folder in {Path.cwd()}, and as a model of the Hub it cannot "
             f"be loaded: {type(error).__name__}: {error}"
         ) from error
-    return _from_folder(Path(downloaded), runtime)
 
 
 def _from_folder(path: Path, runtime: Runtime) -> ScalarRewardModel:

@@ -24,8 +24,10 @@ def policy_folder(config: Config, folder: RunFolder) -> Path | None:
     return Path(folder.sft)
 
 
-def policy_tokenizer(config: Config, folder: RunFolder) -> PreTrainedTokenizerBase:
-    """Load the policy's tokenizer, or train it where the run has neither an SFT stage nor a model to start from."""
-    saved = policy_folder(config, folder)
-    needs_training = saved is None and config.model.architecture is not None
-    return load_tokenizer(config.model, texts(config) if needs_training else None, folder=saved)
+def policy_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """Load the policy's tokenizer, or train it on the texts of all stages if the model is built from scratch.
+
+    No stage has to have run: the SFT stage saves the same tokenizer that this returns.
+    """
+    from_scratch = config.model.architecture is not None
+    return load_tokenizer(config.model, texts(config) if from_scratch else None)

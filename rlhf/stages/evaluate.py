@@ -7,9 +7,10 @@ What is measured, and how sure it is, stands in `rlhf.evaluation.compare`. The f
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,11 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rlhf.config.ppo import RolloutConfig
 from rlhf.config.schema import Config
+from rlhf.data import Prompt
 from rlhf.episodes.environment_source import EnvironmentSource
 from rlhf.episodes.episode import Episode
 from rlhf.episodes.plan import Start
+from rlhf.episodes.rehearsal import rehearse
 from rlhf.errors import StageError
 from rlhf.evaluation.compare import Answers, compare
 from rlhf.evaluation.held_out import held_out_prompts, held_out_source, plan_starts
@@ -32,9 +35,10 @@ from rlhf.files.run_folder import RunFolder
 from rlhf.generation.torch_generator import TorchGenerator
 from rlhf.launch.deepspeed import barrier
 from rlhf.launch.runtime import Runtime
-from rlhf.models.load import load_policy, load_tokenizer, max_positions
+from rlhf.models.load import load_policy, load_tokenizer, open_config
 from rlhf.policies.decoder_only import DecoderOnly
-from rlhf.scoring.scorer import build_scorer
+from rlhf.scoring.limits import readable_tokens
+from rlhf.scoring.scorer import build_scorer, rehearsal_scorer
 from rlhf.stages.base_model import policy_folder
 from rlhf.tracking.progress import StageProgress
 from rlhf.tracking.tracker import Tracker
@@ -43,8 +47,43 @@ from rlhf.tracking.tracker import Tracker
 _ITERATION = -1
 
 
-def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -> dict[str, Any]:
+class Inputs(NamedTuple):
+    """What the stage reads, checked."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[Prompt] | None  # None: the environment brings its own
+
+
+def prepare(config: Config, tokenizer: PreTrainedTokenizerBase) -> Inputs:
+    """Read and check everything that the stage will need, and rehearse two episodes, before any model is loaded.
+
+    Args:
+        config: The configuration.
+        tokenizer: The policies'.
+
+    Raises:
+        UserError: The prompts, the environment or a reward function cannot be used.
+    """
+    inputs = Inputs(tokenizer, held_out_prompts(config, tokenizer))
+    positions = readable_tokens(config, tokenizer, open_config(config.model, tokenizer))
+    source = held_out_source(config, tokenizer, rehearsal_scorer(config), inputs.prompts, positions)
+    with closing(source.environments):
+        starts = plan_starts(source, config)
+        rehearse(source, seed=config.seed, rows=len({start.index for start in starts}))
+    return inputs
+
+
+def run(
+    config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime, inputs: Inputs | None = None
+) -> dict[str, Any]:
     """Compare the policies, write `folder.evaluate`; return what the manifest keeps.
+
+    Args:
+        config: The configuration.
+        folder: Holds both policies and the reward model; the result goes there.
+        tracker: Gets the numbers.
+        runtime: Where models compute.
+        inputs: From `prepare`, which is called now if there are none.
 
     Raises:
         StageError: A stage that this one reads has not run, or nothing scores the responses.
@@ -52,7 +91,7 @@ def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -
     assert config.evaluate is not None, "the pipeline runs configured stages only"
     if runtime.is_main_process:
         started = time.monotonic()
-        comparison = _Comparison.prepare(config, folder, runtime)
+        comparison = _Comparison.load(config, folder, runtime, inputs)
         before, after = comparison.answers()
         metrics, win_rate = compare(before, after, comparison.design())
         result = {**comparison.summary(), "metrics": metrics, "win_rate": win_rate}
@@ -78,15 +117,14 @@ class _Comparison:
     starts: list[Start]
 
     @classmethod
-    def prepare(cls, config: Config, folder: RunFolder, runtime: Runtime) -> "_Comparison":
+    def load(cls, config: Config, folder: RunFolder, runtime: Runtime, inputs: Inputs | None) -> "_Comparison":
         """Load everything but the policies."""
         policy_folder(config, folder)  # says so now if the SFT stage has not run
         if not (folder.ppo / "config.json").is_file():
             raise StageError(f"{folder.ppo} has no model yet: run `rlhf ppo` first, or `rlhf run` for all stages")
-        tokenizer = load_tokenizer(config.model, folder=folder.ppo)
+        tokenizer, prompts = inputs or prepare(config, load_tokenizer(config.model, folder=folder.ppo))
         scorer = build_scorer(config, folder, runtime)
-        prompts = held_out_prompts(config, tokenizer)
-        positions = max_positions(AutoConfig.from_pretrained(folder.ppo))
+        positions = readable_tokens(config, tokenizer, AutoConfig.from_pretrained(folder.ppo))
         source = held_out_source(config, tokenizer, scorer, prompts, positions)
         return cls(config, folder, runtime.for_model(config.model), tokenizer, source, plan_starts(source, config))
 

@@ -57,9 +57,9 @@ def sample_responses(
 ) -> tuple[list[Text], list[str]]:
     """Let the SFT policy respond; return this process's share of the prompts, and the responses to them."""
     assert config.reward is not None
-    section, tokenizer = config.reward, policy_tokenizer(config, folder)
+    section, tokenizer = config.reward, policy_tokenizer(config)
     policy = load_policy(config.model, tokenizer, folder=policy_folder(config, folder), seed=config.seed)
-    positions = max_positions(policy.config.get_text_config()) or 2**31
+    positions = max_positions(policy.config) or 2**31
     distinct = list({prompt_key(prompt): prompt for prompt in prompts}.values())
     encoded = [(prompt, encode_prompt(tokenizer, prompt)) for prompt in distinct]
     fitting = [(prompt, ids) for prompt, ids in encoded if len(ids) < positions]

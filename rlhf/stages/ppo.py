@@ -5,42 +5,95 @@ environment; writes a policy folder that `from_pretrained` loads, and the critic
 `rlhf.ppo.trainer`.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from reward_models.chat import encode_prompt
+from reward_models.combine import CombinedReward
+from rlhf.config.ppo import PPOSectionConfig
 from rlhf.config.schema import Config
-from rlhf.data import load_rows
+from rlhf.data import Prompt, Tokens, load_rows
 from rlhf.episodes.environment_source import EnvironmentSource
 from rlhf.episodes.environments import environment_source
+from rlhf.episodes.rehearsal import rehearse
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
 from rlhf.generation.torch_generator import TorchGenerator
 from rlhf.launch.deepspeed import barrier, deepspeed_config, forget_zero, full_state
 from rlhf.launch.runtime import Runtime
 from rlhf.models.adapters import add_adapters
-from rlhf.models.load import load_policy, load_sequence_classifier, max_positions
+from rlhf.models.load import check_classifier, load_policy, load_sequence_classifier, open_config
 from rlhf.policies.critics import load_critic, policy_part, save_critic
 from rlhf.ppo.advantages import ESTIMATORS
 from rlhf.ppo.metrics import rollout_rows
 from rlhf.ppo.roles import Roles
 from rlhf.ppo.trainer import PPO, Iteration
-from rlhf.scoring.scorer import build_scorer
+from rlhf.scoring.limits import readable_tokens
+from rlhf.scoring.scorer import build_scorer, rehearsal_scorer
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
-from rlhf.stages.supervised import Trained, save
+from rlhf.stages.supervised import Trained, report_skipped, save
 from rlhf.tracking.progress import StageProgress
 from rlhf.tracking.tracker import Tracker
 
 
-def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -> dict[str, Any]:
-    """Train the policy; return what the manifest keeps."""
-    assert config.ppo is not None, "the pipeline runs configured stages only"
-    section, runtime = config.ppo, runtime.for_model(config.model)
-    tokenizer = policy_tokenizer(config, folder)
+class Inputs(NamedTuple):
+    """What the stage reads, checked."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[Prompt] | None  # None: the environment brings its own
+
+
+def prepare(config: Config, tokenizer: PreTrainedTokenizerBase) -> Inputs:
+    """Read and check everything that the stage will need, and rehearse two episodes, before any model is loaded.
+
+    Args:
+        config: The configuration.
+        tokenizer: The policy's.
+
+    Raises:
+        UserError: The prompts, the environment, a reward function or a model cannot be used.
+    """
+    section = _section(config)
+    model_config = open_config(config.model, tokenizer)
+    critic = section.critic
+    copies_policy = critic.type == "separate" and critic.init == "policy" and critic.path is None
+    if ESTIMATORS[section.advantage].uses_critic and copies_policy:
+        check_classifier("model", model_config)
+    inputs = Inputs(tokenizer, load_prompts(config, tokenizer))
+    source = make_source(config, inputs, rehearsal_scorer(config), model_config, count=2)
+    with closing(source.environments):
+        rehearse(source, seed=config.seed)
+    return inputs
+
+
+def run(
+    config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime, inputs: Inputs | None = None
+) -> dict[str, Any]:
+    """Train the policy; return what the manifest keeps.
+
+    Args:
+        config: The configuration.
+        folder: Holds the SFT policy and the reward model; the trained policy goes there.
+        tracker: Gets curves and rollouts.
+        runtime: Where models compute.
+        inputs: From `prepare`, which is called now if there are none.
+
+    Raises:
+        StageError: No optimizer step could be taken.
+        UserError: What is read cannot be used.
+    """
+    section, runtime = _section(config), runtime.for_model(config.model)
+    inputs = inputs or prepare(config, policy_tokenizer(config))
+    tokenizer = inputs.tokenizer
     policy = make_policy(config, folder, tokenizer)
     roles = Roles(policy, critic=make_critic(config, folder, tokenizer, policy))
-    source = make_source(config, folder, tokenizer, policy, runtime)
+    scorer = build_scorer(config, folder, runtime, policy)
+    count = section.episodes_per_iteration // runtime.world_size
+    source = make_source(config, inputs, scorer, policy.config, count=count)
     generator = TorchGenerator(policy, section.rollout, (int(tokenizer.eos_token_id),), tokenizer.decode, runtime)
     with StageProgress("ppo", unit="iterations") as progress:
         looker = Looker(tracker, progress)
@@ -72,6 +125,12 @@ class Looker:
         self.progress.update(iteration.number + 1, **shown)
 
 
+def _section(config: Config) -> PPOSectionConfig:
+    if config.ppo is None:
+        raise StageError("the config has no section ppo: add it, or choose another command")
+    return config.ppo
+
+
 def make_policy(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """Load the policy that the SFT stage left, with fresh adapters if the model is fine-tuned through them."""
     policy: nn.Module = load_policy(config.model, tokenizer, folder=policy_folder(config, folder), seed=config.seed)
@@ -82,8 +141,7 @@ def make_policy(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenize
 
 def make_critic(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, policy: nn.Module) -> Any:
     """Load the critic from the configured origin; None where the loop makes a new one on the policy's trunk."""
-    assert config.ppo is not None
-    section = config.ppo.critic
+    section = _section(config).critic
     if not ESTIMATORS[config.ppo.advantage].uses_critic:
         return None
     if section.type != "separate":
@@ -107,19 +165,34 @@ def make_critic(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenize
     return critic
 
 
+def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase) -> Sequence[Prompt] | None:
+    """Load the prompts of `ppo.data`, each no longer than `rollout.max_prompt_tokens`.
+
+    Raises:
+        DataError: The data cannot be read, or a row is bad and `on_bad_row` is "error".
+    """
+    section = _section(config)
+    if section.data is None:
+        return None
+    most = section.rollout.max_prompt_tokens
+    rows = load_rows(
+        section.data, "prompts", encode=lambda prompt, _: Tokens(encode_prompt(tokenizer, prompt)), max_tokens=most
+    )
+    report_skipped("ppo", rows)
+    return rows.train
+
+
 def make_source(
-    config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, policy: Any, runtime: Runtime
+    config: Config, inputs: Inputs, scorer: CombinedReward | None, model_config: PretrainedConfig, *, count: int
 ) -> EnvironmentSource:
-    """Build the environments and what scores their episodes."""
-    assert config.ppo is not None
-    section = config.ppo
+    """Build the environments; `count` episodes are played side by side."""
     return environment_source(
-        section,
-        tokenizer,
-        build_scorer(config, folder, runtime, policy),
-        prompts=load_rows(section.data, "prompts").train if section.data is not None else None,
-        count=section.episodes_per_iteration // runtime.world_size,
-        max_positions=max_positions(policy.config),
+        _section(config),
+        inputs.tokenizer,
+        scorer,
+        prompts=inputs.prompts,
+        count=count,
+        max_positions=readable_tokens(config, inputs.tokenizer, model_config),
     )
 
 

@@ -9,20 +9,22 @@ is the SFT policy's trunk with LoRA, the adapter that was not merged: PPO may ru
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from reward_models.chat import Text, encode_dialogue, to_messages
+from rlhf.config.model import ModelConfig
 from rlhf.config.schema import Config
+from rlhf.config.training import RewardConfig
 from rlhf.data import Preference, Splits, Tokens, load_rows
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
 from rlhf.launch.runtime import Runtime
 from rlhf.models.adapters import add_adapters
-from rlhf.models.load import load_sequence_classifier, load_tokenizer
+from rlhf.models.load import check_classifier, load_sequence_classifier, load_tokenizer, open_config
 from rlhf.models.shared_trunk import fingerprint, save_adapter
 from rlhf.scoring.shared_reward import ADAPTER
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
@@ -40,30 +42,63 @@ from rlhf.stages.supervised import (
 from rlhf.stages.trl import TrlRewardConfig
 from rlhf.tracking.tracker import Tracker
 
-__all__ = ["run"]
+__all__ = ["Inputs", "prepare", "run"]
 
 
-def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -> dict[str, Any]:
-    """Train the reward model on the preferences and write `folder.reward`; return what the manifest keeps.
+class Inputs(NamedTuple):
+    """What the stage reads, checked."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rows: Splits[Preference]
+
+
+def prepare(config: Config, tokenizer: PreTrainedTokenizerBase) -> Inputs:
+    """Read and check everything that the stage will need, before any model is loaded.
+
+    Args:
+        config: The configuration.
+        tokenizer: The policy's; a backbone of the reward model's own brings another one.
 
     Raises:
-        StageError: The config has no section `reward`, the SFT stage has not run, or the training diverges.
-        UserError: The data or the model cannot be used, or the scores do not tell responses apart.
+        StageError: The config has no section `reward`.
+        UserError: The data or the model cannot be used.
     """
-    if config.reward is None:
-        raise StageError("the config has no section reward: add it, or choose another command")
-    section, of_model = config.reward, config.reward.model or config.model
-    tokenizer = _tokenizer(config, folder)
-    model: Any = _build(config, folder, tokenizer)
-    trunk = fingerprint(model)  # now: the weights are whole, whatever DeepSpeed does with them later
-    store_as_computed(model, of_model, config, runtime.for_model(of_model))
-    check_positions("reward", section, model)
+    section, of_model = _section(config), _model_section(config)
+    if section.model is not None:
+        tokenizer = load_tokenizer(of_model, texts(config) if of_model.architecture is not None else None)
+    backbone = open_config(of_model, tokenizer)
+    check_classifier("reward.model" if section.model is not None else "model", backbone)
+    check_positions("reward", section, backbone)
     rows = load_rows(
         section.data,
         "preferences",
         encode=lambda prompt, response: _encode(tokenizer, prompt, response),
         max_tokens=section.max_tokens,
     )
+    return Inputs(tokenizer, rows)
+
+
+def run(
+    config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime, inputs: Inputs | None = None
+) -> dict[str, Any]:
+    """Train the reward model on the preferences and write `folder.reward`; return what the manifest keeps.
+
+    Args:
+        config: The configuration.
+        folder: Holds the SFT policy; the reward model goes there.
+        tracker: Gets the curves.
+        runtime: Where models compute.
+        inputs: From `prepare`, which is called now if there are none.
+
+    Raises:
+        StageError: The config has no section `reward`, the SFT stage has not run, or the training diverges.
+        UserError: The data or the model cannot be used, or the scores do not tell responses apart.
+    """
+    section, of_model = _section(config), _model_section(config)
+    tokenizer, rows = inputs or prepare(config, policy_tokenizer(config))
+    model: Any = _build(config, folder, tokenizer)
+    trunk = fingerprint(model)  # now: the weights are whole, whatever DeepSpeed does with them later
+    store_as_computed(model, of_model, config, runtime.for_model(of_model))
     report_skipped("reward", rows)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, model, tokenizer, rows, runtime.for_model(of_model), scratch)
@@ -127,20 +162,23 @@ def _held_out(metrics: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _tokenizer(config: Config, folder: RunFolder) -> PreTrainedTokenizerBase:
-    assert config.reward is not None
-    own = config.reward.model
-    if own is None:
-        return policy_tokenizer(config, folder)
-    return load_tokenizer(own, texts(config) if own.architecture is not None else None)
+def _section(config: Config) -> RewardConfig:
+    if config.reward is None:
+        raise StageError("the config has no section reward: add it, or choose another command")
+    return config.reward
+
+
+def _model_section(config: Config) -> ModelConfig:
+    """The section that says what backbone the reward model has."""
+    return _section(config).model or config.model
 
 
 def _build(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """The SFT policy's trunk, or another backbone, with a new head, and with adapters if it is trained by them."""
-    assert config.reward is not None
-    origin = config.reward.model or policy_folder(config, folder) or config.model
+    own = _section(config).model
+    origin = own or policy_folder(config, folder) or config.model
     model: nn.Module = load_sequence_classifier(origin, tokenizer, seed=config.seed)
-    lora = (config.reward.model or config.model).lora
+    lora = _model_section(config).lora
     if lora is not None:
         model = add_adapters(model, lora, "reward_model", seed=config.seed)
     return model

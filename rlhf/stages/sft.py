@@ -8,7 +8,7 @@ shares with the reward stage is in `supervised.py`.
 import math
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from torch import nn
@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from reward_models.chat import Text, encode_prompt, encode_response
 from rlhf.config.schema import Config
+from rlhf.config.training import SFTConfig
 from rlhf.data import Demonstration, Splits, Tokens, load_rows
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
 from rlhf.launch.runtime import Runtime
 from rlhf.models.adapters import add_adapters
-from rlhf.models.load import load_policy, load_tokenizer
-from rlhf.stages.corpus import texts
+from rlhf.models.load import load_policy, open_config
+from rlhf.stages.base_model import policy_tokenizer
 from rlhf.stages.sft_trainer import NO_LOSS, SFTTrainer
 from rlhf.stages.supervised import (
     check_positions,
@@ -35,29 +36,58 @@ from rlhf.stages.supervised import (
 from rlhf.stages.trl import TrlSFTConfig
 from rlhf.tracking.tracker import Tracker
 
-__all__ = ["run"]
+__all__ = ["Inputs", "prepare", "run"]
 
 
-def run(config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime) -> dict[str, Any]:
-    """Fine-tune the model on the demonstrations and write `folder.sft`; return what the manifest keeps.
+class Inputs(NamedTuple):
+    """What the stage reads, checked."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rows: Splits[Demonstration]
+
+
+def prepare(config: Config, tokenizer: PreTrainedTokenizerBase) -> Inputs:
+    """Read and check everything that the stage will need, before any model is loaded.
+
+    Args:
+        config: The configuration.
+        tokenizer: The policy's.
 
     Raises:
-        StageError: The config has no section `sft`, or the training diverges.
+        StageError: The config has no section `sft`.
         UserError: The data or the model cannot be used.
     """
-    if config.sft is None:
-        raise StageError("the config has no section sft: add it, or choose another command")
-    section, runtime = config.sft, runtime.for_model(config.model)
-    tokenizer = load_tokenizer(config.model, texts(config) if config.model.architecture is not None else None)
-    model = _build(config, tokenizer)
-    store_as_computed(model, config.model, config, runtime)
-    check_positions("sft", section, model)
+    section = _section(config)
+    check_positions("sft", section, open_config(config.model, tokenizer))
     rows = load_rows(
         section.data,
         "demonstrations",
         encode=lambda prompt, response: _encode(tokenizer, prompt, response),
         max_tokens=section.max_tokens,
     )
+    return Inputs(tokenizer, rows)
+
+
+def run(
+    config: Config, folder: RunFolder, tracker: Tracker, runtime: Runtime, inputs: Inputs | None = None
+) -> dict[str, Any]:
+    """Fine-tune the model on the demonstrations and write `folder.sft`; return what the manifest keeps.
+
+    Args:
+        config: The configuration.
+        folder: Where the policy goes.
+        tracker: Gets the curves.
+        runtime: Where models compute.
+        inputs: From `prepare`, which is called now if there are none.
+
+    Raises:
+        StageError: The config has no section `sft`, or the training diverges.
+        UserError: The data or the model cannot be used.
+    """
+    section, runtime = _section(config), runtime.for_model(config.model)
+    tokenizer, rows = inputs or prepare(config, policy_tokenizer(config))
+    model = _build(config, tokenizer)
+    store_as_computed(model, config.model, config, runtime)
     report_skipped("sft", rows)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, model, tokenizer, rows, runtime, scratch)
@@ -95,6 +125,12 @@ def _trainer(
         eval_dataset=_labelled(rows.validation) if rows.validation else None,
         processing_class=tokenizer,
     )
+
+
+def _section(config: Config) -> SFTConfig:
+    if config.sft is None:
+        raise StageError("the config has no section sft: add it, or choose another command")
+    return config.sft
 
 
 def _build(config: Config, tokenizer: PreTrainedTokenizerBase) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import transformers
 from torch import nn
-from transformers import Trainer
+from transformers import PretrainedConfig, Trainer
 
 from rlhf.config.model import ModelConfig
 from rlhf.config.schema import Config
@@ -23,6 +23,7 @@ from rlhf.errors import ConfigError, StageError
 from rlhf.launch.deepspeed import deepspeed_config, forget_zero, full_state
 from rlhf.launch.rank import is_main_process
 from rlhf.launch.runtime import Runtime
+from rlhf.models.load import max_positions
 from rlhf.models.precision import round_frozen_matrices
 from rlhf.stages.packed_trainer import BestWeights
 from rlhf.stages.trained import LOSS, Trained, save
@@ -120,13 +121,13 @@ def store_as_computed(model: nn.Module, settings: ModelConfig, config: Config, r
         round_frozen_matrices(model)
 
 
-def check_positions(stage: str, section: SupervisedConfig, model: Any) -> None:
+def check_positions(stage: str, section: SupervisedConfig, model_config: PretrainedConfig) -> None:
     """Refuse rows longer than the model has positions for, before any is read.
 
     Raises:
         ConfigError: `max_tokens` is larger than that.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = max_positions(model_config)
     if positions is not None and section.max_tokens > positions:
         raise ConfigError(
             f"{stage}.max_tokens {section.max_tokens}: the model reads {positions} tokens; lower it to that"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import rlhf.run.pipeline
-from reward_models.errors import RewardError
 from rlhf.config.load import load_config
 from rlhf.errors import DataError, StageError
 from rlhf.files.run_folder import STAGES, RunFolder
@@ -45,17 +44,28 @@ class Stages:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.fails: str | None = None
+        self.unusable: str | None = None
+        self.prepared: list[list[str]] = []
         self.draws: dict[str, float] = {}
         self.folders: dict[str, RunFolder] = {}
         self.results: dict = {"loss": 0.5}
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         functions = {
-            name: lambda config, folder, tracker, runtime, name=name: self.run(name, folder, tracker) for name in STAGES
+            name: lambda config, folder, tracker, runtime, inputs, name=name: self.run(name, folder, tracker, inputs)
+            for name in STAGES
         }
         monkeypatch.setattr(rlhf.run.pipeline, "stage_functions", lambda: functions)
+        monkeypatch.setattr(rlhf.run.pipeline, "prepare_stages", self.prepare)
 
-    def run(self, name: str, folder: RunFolder, tracker) -> dict:
+    def prepare(self, config, stages: list[str]) -> dict:
+        self.prepared.append(list(stages))
+        if self.unusable in stages:
+            raise DataError(f"{self.unusable} cannot use its data")
+        return {stage: f"inputs of {stage}" for stage in stages}
+
+    def run(self, name: str, folder: RunFolder, tracker, inputs: str) -> dict:
+        assert inputs == f"inputs of {name}"
         self.ran.append(name)
         self.folders[name] = folder
         self.draws[name] = random.random()
@@ -108,6 +118,21 @@ def test_all_stages_run_in_order_and_the_second_run_runs_none(run, stages: Stage
     assert stages.take() == []
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(",")[0] for line in lines[:4]] == [f"{stage}: skipped" for stage in STAGES]
+
+
+def test_only_stages_that_run_are_prepared_and_all_of_them_before_the_first(run, stages: Stages):
+    run()
+    run("evaluate.max_prompts=3")
+    run("evaluate.max_prompts=3")
+    assert stages.prepared == [list(STAGES), ["evaluate"]]
+
+
+def test_a_mistake_of_the_last_stage_costs_no_training_and_leaves_no_folder(run, stages: Stages):
+    stages.unusable = "evaluate"
+    with pytest.raises(DataError, match="evaluate cannot use its data"):
+        run()
+    assert stages.take() == []
+    assert not Path("runs").exists()
 
 
 # What is changed, and exactly which stages follow from it.
@@ -335,16 +360,6 @@ def test_missing_data_of_the_last_stage_is_found_before_the_first_runs(run, stag
     with pytest.raises(DataError, match=r"prompts\.jsonl: no such file"):
         run()
     assert stages.take() == []
-
-
-def test_a_misspelt_reward_function_is_found_before_the_first_stage_runs(run, stages: Stages):
-    with pytest.raises(RewardError, match="no built-in reward 'lenght' \\(did you mean length"):
-        run("ppo.rewards.more.function=lenght")
-    with pytest.raises(RewardError, match="has no argument 'loud'"):
-        run("ppo.rewards.own.args={loud: 1}")
-    assert stages.take() == []
-    run("ppo.rewards.more.function=lenght", only="sft")  # does not need it
-    assert stages.take() == ["sft"]
 
 
 def test_the_manifest_remembers_inputs_outputs_and_versions(run, stages: Stages):
