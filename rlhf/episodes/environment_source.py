@@ -68,14 +68,14 @@ class EnvironmentSource:
         rows: int | None = getattr(self.environments.envs[0].unwrapped, "num_rows", None)
         return rows
 
-    def check_prompts(self, most: int) -> None:
-        """Open rows of the environment, at most so many, and see whether their prompts can be answered.
+    def check_prompts(self, starts: Sequence[Start]) -> None:
+        """Begin episodes and see whether their prompts can be answered; nothing is.
 
         Raises:
             UserError: The environment cannot open a row, or its prompt has no room for a response.
         """
-        for index in range(min(most, self.num_prompts or 0)):
-            self._reset([Start(index, 0, seed=index)])
+        for start in starts:
+            self._reset([start])
 
     def collect(self, generator: Generator, starts: Sequence[Start], *, seed: int, iteration: int) -> list[Episode]:
         """Play one episode per start; more starts than environments are played in several rounds."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.episodes.environment_source import EnvironmentSource
-from rlhf.episodes.plan import plan
+from rlhf.episodes.plan import Start
 from rlhf.generation.generator import Request, Sample
 
 __all__ = ["ScriptedGenerator", "rehearse"]
@@ -41,17 +41,17 @@ class ScriptedGenerator:
         return Sample(ids, [0.0] * len(ids), "eos" if len(ids) == len(self._answer) else "length")
 
 
-def rehearse(source: EnvironmentSource, *, seed: int, rows: int = _ROWS) -> None:
-    """Open the environment's rows, and play two episodes to their end.
+def rehearse(source: EnvironmentSource, starts: Sequence[Start], *, seed: int) -> None:
+    """Open the rows that will be played, and play the first two episodes to their end.
 
     Args:
         source: The configured environment, with the reward functions that can be called already.
-        seed: That of the run, so that the first episodes are those of its first iteration.
-        rows: Rows of the environment to open at most, where it has numbered ones.
+        starts: What will be played.
+        seed: That of the run.
 
     Raises:
         UserError: The environment, a prompt, the chat template or a reward function cannot be used.
     """
-    source.check_prompts(most=rows)
-    starts = plan(source.num_prompts, _EPISODES, 1, 0, seed)
-    source.collect(ScriptedGenerator(source.tokenizer), starts, seed=seed, iteration=_ITERATION)
+    if source.num_prompts is not None:
+        source.check_prompts(starts[:_ROWS])
+    source.collect(ScriptedGenerator(source.tokenizer), starts[:_EPISODES], seed=seed, iteration=_ITERATION)

@@ -68,8 +68,7 @@ def prepare(config: Config, tokenizer: PreTrainedTokenizerBase) -> Inputs:
     positions = readable_tokens(config, tokenizer, open_config(config.model, tokenizer))
     source = held_out_source(config, tokenizer, rehearsal_scorer(config), inputs.prompts, positions)
     with closing(source.environments):
-        starts = plan_starts(source, config)
-        rehearse(source, seed=config.seed, rows=len({start.index for start in starts}))
+        rehearse(source, plan_starts(source, config), seed=config.seed)
     return inputs
 
 

@@ -19,6 +19,7 @@ from rlhf.config.schema import Config
 from rlhf.data import Prompt, Tokens, load_rows
 from rlhf.episodes.environment_source import EnvironmentSource
 from rlhf.episodes.environments import environment_source
+from rlhf.episodes.plan import plan
 from rlhf.episodes.rehearsal import rehearse
 from rlhf.errors import StageError
 from rlhf.files.run_folder import RunFolder
@@ -38,6 +39,8 @@ from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.supervised import Trained, report_skipped, save
 from rlhf.tracking.progress import StageProgress
 from rlhf.tracking.tracker import Tracker
+
+_REHEARSED = 2  # episodes of an environment without numbered rows
 
 
 class Inputs(NamedTuple):
@@ -64,9 +67,10 @@ def prepare(config: Config, tokenizer: PreTrainedTokenizerBase) -> Inputs:
     if ESTIMATORS[section.advantage].uses_critic and copies_policy:
         check_classifier("model", model_config)
     inputs = Inputs(tokenizer, load_prompts(config, tokenizer))
-    source = make_source(config, inputs, rehearsal_scorer(config), model_config, count=2)
+    source = make_source(config, inputs, rehearsal_scorer(config), model_config, count=_REHEARSED)
     with closing(source.environments):
-        rehearse(source, seed=config.seed)
+        starts = plan(source.num_prompts, source.num_prompts or _REHEARSED, 1, 0, config.seed)  # every row once
+        rehearse(source, starts, seed=config.seed)
     return inputs
 
 
