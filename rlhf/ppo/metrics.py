@@ -56,32 +56,3 @@ def sampler_mismatch(batch: ScoredRollout) -> dict[str, float]:
         "sampler_logprob_gap": float(gap.abs().max()),
         "importance_weight": float(masked_mean(gap.clamp(-20, 20).exp(), batch.mask)),
     }
-
-
-def rollout_rows(
-    episodes: Sequence[Episode], batch: AdvantagedRollout | None, iteration: int
-) -> list[dict[str, object]]:
-    """Return the table of rollouts: one row an episode, with its per-token numbers where it was scored."""
-    rows: list[dict[str, object]] = []
-    scored = 0
-    for episode in episodes:
-        row: dict[str, object] = {
-            "iteration": iteration,
-            "index": episode.index,
-            "sample_index": episode.sample_index,
-            "prompt": episode.prompt,
-            "response": "\n\n".join(episode.responses),
-            "score": episode.score,
-            "length": episode.response_length,
-            "stop_reason": episode.stop_reason,
-            **{f"component/{name}": value for name, value in episode.components.items()},
-        }
-        if batch is not None and np.isfinite(episode.score):
-            mask = batch.mask[scored]
-            row["kl"] = float(batch.kl[scored].sum())
-            row["tokens"] = [token for token, own in zip(episode.token_ids, episode.response_mask, strict=True) if own]
-            for name in ("logprobs", "ref_logprobs", "values", "advantages", "rewards"):
-                row[name] = getattr(batch, name)[scored][mask].tolist()
-            scored += 1
-        rows.append(row)
-    return rows

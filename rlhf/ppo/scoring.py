@@ -4,6 +4,7 @@ The first half runs the models over this process's share of the rows; the second
 the same on every process.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -80,6 +81,14 @@ def estimate_advantages(scored: ScoredRollout, settings: PPOSectionConfig) -> Ad
     if settings.whiten_advantages:
         advantages = masked_whiten(advantages, scored.mask, shift_mean=True)
     return AdvantagedRollout(**{**vars(scored), "rewards": rewards}, advantages=advantages, returns=returns)
+
+
+def trainable(episodes: Sequence[Episode], settings: PPOSectionConfig) -> list[Episode]:
+    """Return the episodes that an update learns from: those with a score, in whole groups if compared."""
+    known = [episode for episode in episodes if math.isfinite(episode.score)]
+    if ESTIMATORS[settings.advantage].compares_samples:
+        known = whole_groups(known, settings.samples_per_prompt)
+    return known
 
 
 def whole_groups(episodes: Sequence[Episode], size: int) -> list[Episode]:

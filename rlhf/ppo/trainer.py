@@ -26,13 +26,12 @@ from rlhf.launch.runtime import Runtime
 from rlhf.packing.microbatch import Microbatch
 from rlhf.planning.arithmetic import of_section
 from rlhf.policies.actor_critic import ActorCritic, TokenOutputs
-from rlhf.ppo.advantages import ESTIMATORS
 from rlhf.ppo.batch import AdvantagedRollout, ScoredRollout, collate
 from rlhf.ppo.kl import kl_controller
 from rlhf.ppo.metrics import rollout_metrics
 from rlhf.ppo.optimizer import make_optimizer, make_schedule
 from rlhf.ppo.roles import Roles, make_actor_critic, make_reference, store_as_computed
-from rlhf.ppo.scoring import estimate_advantages, score, whole_groups
+from rlhf.ppo.scoring import estimate_advantages, score, trainable
 from rlhf.ppo.update import UpdateStatistics, update
 
 
@@ -40,9 +39,9 @@ from rlhf.ppo.update import UpdateStatistics, update
 class Iteration:
     """What one iteration produced, for whoever looks on."""
 
-    number: int
+    number: int  # from 0; what people see is counted from 1
     episodes: list[Episode]
-    batch: AdvantagedRollout | None  # None if no episode could be scored
+    batch: AdvantagedRollout | None  # of the `trainable` episodes; None if there are none
     metrics: dict[str, float]
 
 
@@ -141,9 +140,7 @@ class PPO:
 
         Episodes that nobody could score are left out; None if there are no others.
         """
-        known = [episode for episode in episodes if np.isfinite(episode.score)]
-        if ESTIMATORS[self.settings.advantage].compares_samples:
-            known = whole_groups(known, self.settings.samples_per_prompt)
+        known = trainable(episodes, self.settings)
         if not known:
             return None
         weights = next(self.actor_critic.parameters())

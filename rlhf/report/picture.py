@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rlhf.errors import StageError
 from rlhf.report.curves import COLOURS, draw
-from rlhf.report.finished_run import FinishedRun
+from rlhf.results.run import load_run
 from rlhf.tracking.text import as_text, signed
 
 __all__ = ["save_curve_picture", "typical_sample"]
@@ -37,7 +37,7 @@ def save_curve_picture(run_dir: str | Path, path: str | Path) -> Path:
     target = Path(path)
     if target.suffix not in (".png", ".svg"):
         raise StageError(f"a picture is written as .png or .svg, not as {target.suffix!r}")
-    run = FinishedRun.read(run_dir)
+    run = load_run(run_dir)
     score = run.series.get("ppo/score", [])
     sample = typical_sample(run.evaluation.get("samples", []))
     if len(score) < 2 and sample is None:

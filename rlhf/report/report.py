@@ -4,7 +4,6 @@ Read from the run folder alone, so it can be built again at any time, also of a 
 are missing are left out. Numbers are taken as they stand in the files: nothing is evaluated here.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from markupsafe import Markup
 from rlhf.files.atomic import write_text
 from rlhf.files.run_folder import STAGES
 from rlhf.report.curves import Chart, charts_of
-from rlhf.report.finished_run import FinishedRun
 from rlhf.report.picture import save_curve_picture
+from rlhf.results.run import Run, load_run
 from rlhf.tracking.metrics import find
 from rlhf.tracking.progress import format_seconds
 from rlhf.tracking.text import as_text, decimals_for, number, signed
@@ -48,7 +47,7 @@ def build_report(run_dir: str | Path) -> Path:
     Raises:
         StageError: There is no such run folder, or one of its files is broken.
     """
-    run = FinishedRun.read(run_dir)
+    run = load_run(run_dir)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -154,7 +153,7 @@ def _interval_bar(difference: float | None, interval: tuple[float, float] | None
     return _Bar(low_x, x, high_x, excludes_zero=not low <= 0 <= high)
 
 
-def _stages(run: FinishedRun) -> list[dict[str, Any]]:
+def _stages(run: Run) -> list[dict[str, Any]]:
     """What ran, how long it took, and from where to where its main curve went."""
     return [
         {"title": _TITLES[stage], "seconds": run.seconds[stage], "outcome": _outcome(stage, run)}
@@ -163,7 +162,7 @@ def _stages(run: FinishedRun) -> list[dict[str, Any]]:
     ]
 
 
-def _outcome(stage: str, run: FinishedRun) -> str:
+def _outcome(stage: str, run: Run) -> str:
     parts: list[str] = []
     for name in _OUTCOMES[stage]:
         points = run.series.get(name)
@@ -184,7 +183,7 @@ class _Section:
     single: list[tuple[str, float, str, str]]  # name, value, unit, meaning
 
 
-def _curves(stage: str, run: FinishedRun) -> _Section | None:
+def _curves(stage: str, run: Run) -> _Section | None:
     if stage == "evaluate":  # stands in the table
         return None
     main, rest = charts_of(stage, run.series)
@@ -196,23 +195,14 @@ def _curves(stage: str, run: FinishedRun) -> _Section | None:
     return _Section(_TITLES[stage], main, rest, single) if main or rest or single else None
 
 
-def _rollouts(run: FinishedRun) -> list[dict[str, Any]]:
+def _rollouts(run: Run) -> list[dict[str, Any]]:
     """Lowest, median and highest scored episode of the first and the last iteration."""
     shown = []
-    for iteration, rows in run.rollouts.items():
-        known = [row for row in rows if row["score"] is not None and math.isfinite(row["score"])]
+    for iteration in sorted({run.iterations[0], run.iterations[-1]}) if run.iterations else ():
+        rows = run.rollout_table(iteration, ["index", "prompt", "response", "score", "kl", "length", "stop_reason"])
+        known = [row for row in rows.to_pylist() if row["score"] is not None and math.isfinite(row["score"])]
         scored = sorted(known, key=lambda row: float(row["score"]))
         if scored:
             picks = {"lowest": scored[0], "median": scored[(len(scored) - 1) // 2], "highest": scored[-1]}
-            picks = {name: {**row, "prompt": _readable(row["prompt"])} for name, row in picks.items()}
             shown.append({"iteration": iteration, "episodes": len(rows), "picks": picks})
     return shown
-
-
-def _readable(prompt: str | None) -> str:
-    """A prompt of a rollout file, in which messages stand as JSON."""
-    try:
-        messages = json.loads(prompt or "")
-    except json.JSONDecodeError:
-        return prompt or ""
-    return as_text(messages) if isinstance(messages, list) else str(prompt)

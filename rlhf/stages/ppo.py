@@ -30,14 +30,16 @@ from rlhf.models.adapters import add_adapters
 from rlhf.models.load import check_classifier, load_policy, load_sequence_classifier, open_config
 from rlhf.policies.critics import load_critic, policy_part, save_critic
 from rlhf.ppo.advantages import ESTIMATORS
-from rlhf.ppo.metrics import rollout_rows
 from rlhf.ppo.roles import Roles
+from rlhf.ppo.rollout_rows import rollout_rows
+from rlhf.ppo.scoring import trainable
 from rlhf.ppo.trainer import PPO, Iteration
 from rlhf.scoring.limits import readable_tokens
 from rlhf.scoring.scorer import build_scorer, rehearsal_scorer
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.supervised import Trained, report_skipped, save
 from rlhf.tracking.progress import StageProgress
+from rlhf.tracking.token_texts import TokenTexts
 from rlhf.tracking.tracker import Tracker
 
 _REHEARSED = 2  # episodes of an environment without numbered rows
@@ -100,7 +102,7 @@ def run(
     source = make_source(config, inputs, scorer, policy.config, count=count)
     generator = TorchGenerator(policy, section.rollout, (int(tokenizer.eos_token_id),), tokenizer.decode, runtime)
     with StageProgress("ppo", unit="iterations") as progress:
-        looker = Looker(tracker, progress)
+        looker = Looker(tracker, progress, section, TokenTexts(tokenizer))
         # Models are loaded before DeepSpeed is set up: whole.
         zero = deepspeed_config(config.distributed, bf16=runtime.bf16, max_gradient_norm=section.max_gradient_norm)
         ppo = PPO(
@@ -116,14 +118,24 @@ def run(
 class Looker:
     """Hands each iteration to the tracker and moves the progress bar."""
 
-    def __init__(self, tracker: Tracker, progress: StageProgress) -> None:
+    def __init__(
+        self, tracker: Tracker, progress: StageProgress, section: PPOSectionConfig, token_texts: TokenTexts
+    ) -> None:
         self.tracker, self.progress = tracker, progress
+        self.section, self.token_texts = section, token_texts
         self.metrics: dict[str, float] = {}  # of the last iteration
 
     def look(self, iteration: Iteration) -> None:
         """See `PPO.on_iteration`."""
         self.metrics = iteration.metrics
-        self.tracker.log_rollouts(rollout_rows(iteration.episodes, iteration.batch, iteration.number), iteration.number)
+        rows = rollout_rows(
+            iteration.episodes,
+            trainable(iteration.episodes, self.section),
+            iteration.batch,
+            self.token_texts,
+            self.metrics.get("ppo/kl_coefficient", 0.0),
+        )
+        self.tracker.log_rollouts(rows, iteration.number + 1)
         self.tracker.log(iteration.metrics, step=iteration.number + 1)
         shown = {name: self.metrics[f"ppo/{name}"] for name in ("score", "kl") if f"ppo/{name}" in self.metrics}
         self.progress.update(iteration.number + 1, **shown)

@@ -113,12 +113,13 @@ class Tracker:
 
         Args:
             rows: See `rlhf.tracking.rollouts.typed_rows`.
-            iteration: The iteration; also the file's number.
+            iteration: From 1; also the file's number.
 
         Raises:
             ValueError: A row has an unknown column or a value of the wrong type.
         """
         from rlhf.tracking import rollouts
+        from rlhf.tracking.rollout_schema import NESTED_COLUMNS
 
         typed = rollouts.typed_rows(rows, iteration)
         if self._first_rollout:
@@ -126,7 +127,7 @@ class Tracker:
             self._first_rollout = False
         rollouts.write(self._run_dir, typed, iteration)
         if self._wandb is not None:
-            shown = [{k: v for k, v in row.items() if k not in rollouts.TOKEN_COLUMNS} for row in typed]
+            shown = [{k: v for k, v in row.items() if k not in NESTED_COLUMNS} for row in typed]
             self._wandb.append_to_table("rollouts", shown[: self._rows_per_table])
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

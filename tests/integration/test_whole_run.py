@@ -45,11 +45,17 @@ def test_a_run_leaves_what_the_readme_says(run):
 def test_every_episode_is_on_disk_with_its_tokens(run):
     files = sorted((run / "rollouts").glob("*.parquet"))
     assert len(files) == 3
+    assert [file.stem[-6:] for file in files] == ["000001", "000002", "000003"]
+    tokenizer = AutoTokenizer.from_pretrained(run / "ppo")
     for row in pq.ParquetFile(files[0]).read().to_pylist():
-        assert row["length"] == len(json.loads(row["tokens"])) == len(json.loads(row["advantages"]))
+        tokens = row["tokens"]
+        assert row["length"] == len(tokens) == sum(row["response_mask"])
         assert row["component/length"] is not None
-        kl = sum(json.loads(row["logprobs"])) - sum(json.loads(row["ref_logprobs"]))
-        assert row["kl"] == pytest.approx(kl, abs=1e-4)
+        assert row["kl"] == pytest.approx(sum(t["logprob"] - t["ref_logprob"] for t in tokens), abs=1e-4)
+        assert row["reward"] == pytest.approx(row["score"] + row["reward_penalty"] + row["reward_kl"], abs=1e-4)
+        own = [token for token, mask in zip(row["token_ids"], row["response_mask"], strict=True) if mask]
+        assert "".join(token["text"] for token in tokens) == tokenizer.decode(own)
+        assert [message["role"] for message in row["messages"]][-1] == "assistant"
 
 
 def test_a_second_run_skips_everything(run):

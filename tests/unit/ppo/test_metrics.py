@@ -1,4 +1,4 @@
-"""The numbers of an iteration against plain sums over its episodes, and the rollout table's rows against its batch."""
+"""The numbers of an iteration against plain sums over its episodes."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from ppo_helpers import filled as filled_with
 from ppo_helpers import random_episodes
 
 from rlhf.ppo.batch import collate
-from rlhf.ppo.metrics import explained_variance, rollout_metrics, rollout_rows
+from rlhf.ppo.metrics import explained_variance, rollout_metrics
 
 PER_TOKEN = ("logprobs", "ref_logprobs", "values", "advantages", "rewards", "returns", "kl")
 
@@ -63,27 +63,6 @@ def test_explained_variance(share, expected):
 def test_returns_that_do_not_vary_have_nothing_to_explain():
     batch = filled(random_episodes(6))
     assert explained_variance(dataclasses.replace(batch, returns=torch.full_like(batch.returns, 2.0))) == 0.0
-
-
-def test_rows_keep_to_their_episodes_where_some_were_not_scored():
-    episodes = random_episodes(5)
-    episodes[0].score = episodes[2].score = math.nan
-    scored = [1, 3, 4]
-    batch = filled([episodes[number] for number in scored])
-    rows = rollout_rows(episodes, batch, 7)
-    assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
-    assert {row["iteration"] for row in rows} == {7}
-    for number in (0, 2):
-        assert "tokens" not in rows[number]
-        assert "kl" not in rows[number]
-    for at, number in enumerate(scored):
-        played, row = episodes[number], rows[number]
-        length = played.response_length
-        assert row["tokens"] == played.token_ids[len(played.token_ids) - length :]
-        assert row["length"] == length
-        assert row["kl"] == pytest.approx(sum(batch.kl[at, :length].tolist()), abs=1e-12)
-        for name in ("logprobs", "ref_logprobs", "values", "advantages", "rewards"):
-            assert row[name] == getattr(batch, name)[at, :length].tolist()
 
 
 def test_an_unscored_episode_is_not_in_the_mean_score():

@@ -52,7 +52,7 @@ def whole_run(tmp_path):
     rows = [
         {"index": n, "prompt": "Hi", "response": EVIL, "score": n, "length": 3, "stop_reason": "eos"} for n in range(3)
     ]
-    for iteration in (0, 4):
+    for iteration in (1, 5):
         rollouts.write(run_dir, rollouts.typed_rows(rows, iteration), iteration)
     (run_dir / "config.yaml").write_text(f"name: support  # {EVIL}\n", encoding="utf-8")
     (run_dir / "manifest.json").write_text(json.dumps({"stages": {"sft": {"seconds": 75.0}, "ppo": {"seconds": 3723}}}))
@@ -151,8 +151,8 @@ def test_stages_have_their_time_and_outcome(whole_run):
 
 def test_rollouts_show_the_first_and_the_last_iteration(whole_run):
     words = report(whole_run).words()
-    assert "Iteration 0, 3 episodes" in words
-    assert "Iteration 4, 3 episodes" in words
+    assert "Iteration 1, 3 episodes" in words
+    assert "Iteration 5, 3 episodes" in words
     assert "lowest score" in words
     assert "score +2.00" in words
 

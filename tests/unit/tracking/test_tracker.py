@@ -1,6 +1,5 @@
 """The tracker: everything that is logged reaches every place, in the first process only."""
 
-import json
 import math
 import subprocess
 import sys
@@ -72,11 +71,11 @@ def test_an_undocumented_name_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_rollouts_are_kept_whole_and_shown_in_part(tmp_path, recorder):
-    rows = [{"index": i, "response": str(i), "score": math.nan, "tokens": [i]} for i in range(5)]
+    rows = [{"index": i, "response": str(i), "score": math.nan, "tokens": [{"id": i}]} for i in range(5)]
     with Tracker.open(tmp_path, config(rows=2), {}, "ppo") as tracker:
         tracker.log_rollouts(rows, 7)
     (path,) = rollouts.list_files(tmp_path).values()
-    assert [json.loads(row["tokens"]) for row in rollouts.read(path)] == [[0], [1], [2], [3], [4]]
+    assert [row["tokens"][0]["id"] for row in rollouts.read(path)] == [0, 1, 2, 3, 4]
     kind, name, shown = recorder.calls[0]
     assert (kind, name) == ("append", "rollouts")
     assert [row["response"] for row in shown] == ["0", "1"]
@@ -84,12 +83,12 @@ def test_rollouts_are_kept_whole_and_shown_in_part(tmp_path, recorder):
 
 
 def test_a_resumed_stage_discards_the_rollouts_that_it_repeats(tmp_path):
-    for first in (0, 2):
+    for first in (1, 3):
         with Tracker.open(tmp_path, config(), {}, "ppo") as tracker:
-            for iteration in range(first, first + 4 if first == 0 else 3):
+            for iteration in range(first, 5 if first == 1 else 4):
                 tracker.log_rollouts([{"index": first}], iteration)
     found = {iteration: rollouts.read(path)[0]["index"] for iteration, path in rollouts.list_files(tmp_path).items()}
-    assert found == {0: 0, 1: 0, 2: 2}
+    assert found == {1: 1, 2: 1, 3: 3}
 
 
 def test_tables_go_to_wandb(tmp_path, recorder):

@@ -24,8 +24,8 @@ for stage in ("sft", "ppo"):
         for step in range(3):
             tracker.log({f"{stage}/learning_rate": 0.1, f"{stage}/gradient_norm": float("nan")}, step)
             if stage == "ppo":
-                rows = [{"index": i, "response": f"r{step}-{i}", "score": 1.0, "tokens": [1]} for i in range(5)]
-                tracker.log_rollouts(rows, step)
+                rows = [{"index": i, "response": f"r{step}-{i}", "score": 1.0, "tokens": [{"id": 1}]} for i in range(5)]
+                tracker.log_rollouts(rows, step + 1)
         tracker.log_table("examples", [{"a": 1, "b": "x"}, {"a": 0.5, "b": None}])
 """
 
