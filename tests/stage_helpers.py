@@ -17,6 +17,7 @@ from rlhf.data.split import split_of
 from rlhf.launch.runtime import Runtime
 from rlhf.models.adapters import add_adapters
 from rlhf.models.seeding import seeded
+from rlhf.tracking.progress import StageProgress
 
 CPU = Runtime(torch.device("cpu"))
 LOGGED = 6e-5  # transformers 4 rounds what it logs to four digits
@@ -28,6 +29,7 @@ class Recorder:
 
     def __init__(self):
         self.logged = []
+        self.progress = StageProgress("test", enabled=False)
 
     def log(self, metrics, step):
         self.logged.append((step, dict(metrics)))

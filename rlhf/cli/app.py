@@ -2,11 +2,14 @@
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from rlhf.cli import finished_runs, listings, stages
+from rlhf.tracking import terminal
 
 __all__ = ["app", "main"]
 
@@ -14,11 +17,26 @@ app = typer.Typer(
     name="rlhf",
     help="SFT, reward model and PPO for language models, from one configuration file.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 for family in (stages, finished_runs, listings):
     app.add_typer(family.commands)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rlhf {version('rlhf-trainer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    terminal.use("normal")
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from rlhf.tracking import terminal
+
 ConfigFile: TypeAlias = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml.")
 ]
@@ -13,4 +15,22 @@ Overrides: TypeAlias = Annotated[
 ]
 Processes: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")]
 Zero: TypeAlias = Annotated[int | None, typer.Option(min=0, max=3, help="DeepSpeed ZeRO stage.")]
+
+
+def _quiet(value: bool) -> None:
+    if value:
+        terminal.use("quiet")
+
+
+def _json(value: bool) -> None:
+    if value:
+        terminal.use("json")
+
+
+Quiet: TypeAlias = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_quiet, help="Show results and errors only, no progress or warnings.")
+]
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", callback=_json, help="Print metrics and results as lines of JSON.")
+]
 Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

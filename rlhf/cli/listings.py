@@ -1,4 +1,4 @@
-"""Commands that list what there is to choose from: keys of a config file, text environments, reward functions."""
+"""Commands that list what there is to choose from: keys of a config, metrics, text environments, reward functions."""
 
 import typer
 
@@ -14,6 +14,14 @@ def schema() -> None:
     from rlhf.config.json_schema import schema_text
 
     typer.echo(schema_text(), nl=False)
+
+
+@commands.command()
+def metrics() -> None:
+    """Prints every metric: meaning, unit, healthy range and what to do outside it, in Markdown."""
+    from rlhf.tracking.glossary import glossary_text
+
+    typer.echo(glossary_text(), nl=False)
 
 
 @commands.command()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf.cli.arguments import ConfigFile, Debug, Overrides, Processes, Zero
+from rlhf.cli.arguments import ConfigFile, Debug, Json, Overrides, Processes, Quiet, Zero
 from rlhf.cli.errors import errors_explained
+from rlhf.cli.options import ConfigCommand
 
 if TYPE_CHECKING:
     from rlhf.config.load import LoadedConfig
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(cls=ConfigCommand)
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -25,6 +26,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that a run would read, say what would run, and stop.")
     ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Runs all stages of CONFIG, skipping what is finished."""
@@ -36,31 +39,35 @@ def run(
         check(_load(config, overrides, processes, zero))
 
 
-@commands.command()
+@commands.command(cls=ConfigCommand)
 def sft(
     config: ConfigFile,
     overrides: Overrides = None,
     processes: Processes = None,
     zero: Zero = None,
+    quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Supervised fine-tuning alone."""
     _start("sft", config, overrides, processes, zero, debug)
 
 
-@commands.command()
+@commands.command(cls=ConfigCommand)
 def reward(
     config: ConfigFile,
     overrides: Overrides = None,
     processes: Processes = None,
     zero: Zero = None,
+    quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """The reward model alone."""
     _start("reward", config, overrides, processes, zero, debug)
 
 
-@commands.command()
+@commands.command(cls=ConfigCommand)
 def ppo(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -69,6 +76,8 @@ def ppo(
     explain: Annotated[
         bool, typer.Option("--explain", help="Print how prompts become optimizer steps, and run nothing.")
     ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Policy optimisation alone."""
@@ -80,23 +89,27 @@ def ppo(
         print_explanation(_load(config, overrides, processes, zero).config)
 
 
-@commands.command()
+@commands.command(cls=ConfigCommand)
 def evaluate(
     config: ConfigFile,
     overrides: Overrides = None,
     processes: Processes = None,
     zero: Zero = None,
+    quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """The comparison of the policy before and after PPO alone."""
     _start("evaluate", config, overrides, processes, zero, debug)
 
 
-@commands.command()
+@commands.command(cls=ConfigCommand)
 def study(
     config: ConfigFile,
     overrides: Overrides = None,
     seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0,1,2.")] = "0,1,2",
+    quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Repeats CONFIG for several seeds and lets a reward model judge that no policy was trained on."""

@@ -64,6 +64,8 @@ def save_resolved(loaded: LoadedConfig, path: Path) -> None:
 
 
 def _read(path: Path) -> Tree:
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, and a config is a file.{_files_in(path)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -76,6 +78,12 @@ def _read(path: Path) -> Tree:
         return from_document(read_yaml(text), path.name)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _files_in(folder: Path) -> str:
+    """What the user may have meant; a run folder keeps the configuration that it was made with."""
+    files = sorted(entry for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml"))
+    return f" Name one in it: {', '.join(map(str, files[:5]))}." if files else " Name a YAML file."
 
 
 def _near(path: Path) -> str:

@@ -26,13 +26,25 @@ class EvaluateConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases. Offline needs no account and no network."""
+    """Weights & Biases. Offline needs no account and no network. A key that is not null wins over W&B's variable."""
 
-    mode: Literal["offline", "online", "disabled"] = Field("offline", description="Where runs are written.")
-    project: str = Field("rlhf", description="Project name.")
-    entity: str | None = Field(None, description="User or team; default: the account's own.")
-    group: str | None = Field(None, description="Group of runs.")
-    tags: list[str] = Field(default_factory=list, description="Tags of the run.")
+    mode: Literal["offline", "online", "disabled"] | None = Field(
+        None, description="Where runs are written; default: WANDB_MODE, else offline."
+    )
+    project: str | None = Field(None, description="Project name; default: WANDB_PROJECT, else rlhf.")
+    entity: str | None = Field(None, description="User or team; default: WANDB_ENTITY, else the account's own.")
+    group: str | None = Field(
+        None, description="What joins the stages, which are runs of their own; default: WANDB_RUN_GROUP, else the name."
+    )
+    name: str | None = Field(
+        None, description="Name in W&B, to which the stage is added; default: WANDB_NAME, else name."
+    )
+    tags: list[str] = Field(default_factory=list, description="Tags of the runs; default: WANDB_TAGS.")
+    artifacts: Literal["reference", "upload", "none"] | None = Field(
+        None,
+        description="Models and data: their place and hash alone, or whole; default: upload if WANDB_LOG_MODEL is end, "
+        "else reference.",
+    )
 
 
 class TrackingConfig(Section):

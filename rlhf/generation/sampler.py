@@ -79,6 +79,7 @@ class Sampler:
         stop_token_ids: Tokens that end a response.
         decode: From ids to text, for stop strings.
         runtime: Where it samples.
+        on_tokens: Called with the number of tokens of each decoding step.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Sampler:
         decode: Callable[[Sequence[int]], str] | None = None,
         *,
         runtime: Runtime,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> None:
         if settings.stop_strings and decode is None:
             raise ValueError("stop_strings need decode, the tokenizer's function from ids to text")
@@ -97,6 +99,7 @@ class Sampler:
         self.stop_token_ids = tuple(stop_token_ids)
         self.decode = decode
         self.runtime = runtime
+        self.on_tokens = on_tokens
         self.backend = backend_for(policy, runtime)
         first = next(head.trunk(policy).parameters())
         self.device, self.dtype = first.device, first.dtype
@@ -215,6 +218,8 @@ class _Decoding:
         for i, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
             self.results[i].token_ids.append(token)
             self.results[i].logprobs.append(logprob)
+        if self.sampler.on_tokens is not None:
+            self.sampler.on_tokens(len(active))
         for row in reversed(range(first, len(self.rows))):
             if self._ended(self.rows[row]):
                 self._retire(row)

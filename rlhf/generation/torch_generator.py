@@ -20,6 +20,7 @@ class TorchGenerator:
         stop_token_ids: Tokens that end a response.
         decode: The tokenizer's function from ids to text.
         runtime: Where and in which precision.
+        on_tokens: Called with the number of tokens of each decoding step.
     """
 
     def __init__(
@@ -29,18 +30,22 @@ class TorchGenerator:
         stop_token_ids: Sequence[int],
         decode: Callable[[Sequence[int]], str],
         runtime: Runtime,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> None:
         self.settings = settings
         self.stop_token_ids = tuple(stop_token_ids)
         self.decode = decode
         self.runtime = runtime
+        self.on_tokens = on_tokens
         self._weights = RolloutPolicy(policy, runtime)
         self._sampler: Sampler | None = None
 
     def update(self) -> None:
         """See `Generator`."""
         policy = self._weights.refresh().eval()
-        self._sampler = Sampler(policy, self.settings, self.stop_token_ids, self.decode, runtime=self.runtime)
+        self._sampler = Sampler(
+            policy, self.settings, self.stop_token_ids, self.decode, runtime=self.runtime, on_tokens=self.on_tokens
+        )
 
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
         """See `Generator`."""

@@ -67,6 +67,7 @@ class PPO:
         optimizer: Makes another optimizer than AdamW from the actor-critic.
         schedule: Makes another schedule from the optimizer and the number of iterations.
         on_iteration: Called behind each iteration, on every process; True ends the run.
+        on_phase: Called with the name of each part of an iteration when it begins.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class PPO:
         optimizer: Callable[[ActorCritic], torch.optim.Optimizer] | None = None,
         schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None,
         on_iteration: Callable[[Iteration], bool | None] | None = None,
+        on_phase: Callable[[str], None] = lambda phase: None,
     ) -> None:
         set_seed(seed)  # rewards and environments of the user's may draw from any generator
-        self.settings, self.seed, self.on_iteration = settings, seed, on_iteration
+        self.settings, self.seed, self.on_iteration, self.on_phase = settings, seed, on_iteration, on_phase
         self.source, self.generator = source, generator
         self.progress = Progress()
         self.kl_controller = kl_controller(settings.kl)
@@ -106,11 +108,14 @@ class PPO:
         """Alternate rollouts and updates until every iteration is done."""
         for iteration in range(self.progress.iteration, self.settings.iterations):
             clock = [time.perf_counter()]
+            self.on_phase("rollout")
             episodes = self.rollout(iteration)
             clock.append(time.perf_counter())
+            self.on_phase("scoring")
             scored = self.score(episodes)
             batch = estimate_advantages(scored, self.settings) if scored is not None else None
             clock.append(time.perf_counter())
+            self.on_phase("update")
             statistics = self.update(batch, iteration) if batch is not None else None
             clock.append(time.perf_counter())
             self.arithmetic.check(episodes, batch.lengths.tolist() if batch is not None else [], statistics)

@@ -17,8 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich.console import Console
-
 from rlhf.config.load import LoadedConfig, save_resolved
 from rlhf.config.schema import Config
 from rlhf.config.tree import OVERRIDE
@@ -27,9 +25,11 @@ from rlhf.files.run_folder import STAGES, RunFolder
 from rlhf.launch.processes import barrier, from_first_process
 from rlhf.launch.rank import is_main_process
 from rlhf.run.fingerprint import Input, changes, configured_stages, fingerprints, upstream_of
+from rlhf.run.lineage import lineage
 from rlhf.run.manifest import Manifest, StageRecord, list_outputs, versions
-from rlhf.run.summary import print_comparison
-from rlhf.tracking.progress import format_seconds
+from rlhf.run.summary import evaluation_facts, print_comparison
+from rlhf.tracking import terminal
+from rlhf.tracking.pace import format_seconds
 
 if TYPE_CHECKING:
     from rlhf.launch.runtime import Runtime
@@ -102,20 +102,20 @@ def run_pipeline(loaded: LoadedConfig, only: str | None = None) -> None:
     config = loaded.config
     folder = folder_of(config)
     manifest, steps = from_first_process(lambda: _manifest_and_plan(config, folder, only))
-    console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
     due = [step.stage for step in steps if step.reason is not None]
     runtime = _runtime(config) if due else None
     inputs = prepare_stages(config, due) if due else {}
     if is_main_process() and not _is_saved(loaded, folder):
         save_resolved(loaded, folder.config)
-    for step in steps:
-        if step.reason is None or runtime is None:
-            console.print(f"{step.stage}: skipped, {_when(manifest.stages[step.stage])}", markup=False)
-        else:
-            console.print(f"{step.stage}: {step.reason}", markup=False)
-            _run_stage(step, config, folder, manifest, runtime, inputs.pop(step.stage))
+    for number, step in enumerate(steps, start=1):
+        why = step.reason or f"skipped, {_when(manifest.stages[step.stage])}"
+        facts = {"number": number, "stages": len(steps), "runs": step.reason is not None, "why": why}
+        terminal.say(f"{step.stage}: {why}", event="stage", stage=step.stage, **facts)
+        if step.reason is not None and runtime is not None:
+            place = f"stage {number} of {len(steps)}"
+            _run_stage(step, config, folder, manifest, runtime, inputs.pop(step.stage), place)
     if is_main_process():
-        _conclude(steps, config, folder, console)
+        _conclude(steps, config, folder)
 
 
 def stage_functions() -> dict[str, StageFunction]:
@@ -172,7 +172,7 @@ def _runtime(config: Config) -> "Runtime":
 
 
 def _run_stage(
-    step: Step, config: Config, folder: RunFolder, manifest: Manifest, runtime: "Runtime", inputs: Any
+    step: Step, config: Config, folder: RunFolder, manifest: Manifest, runtime: "Runtime", inputs: Any, place: str
 ) -> None:
     from transformers import set_seed
     from transformers.utils.logging import disable_progress_bar
@@ -187,12 +187,14 @@ def _run_stage(
     started, clock = datetime.now(UTC), time.perf_counter()
     disable_progress_bar()  # its bars for loading and saving would break into that of the stage
     set_seed(config.seed)
-    with Tracker.open(folder.root, config.tracking, config.model_dump(mode="json"), step.stage) as tracker:
+    plain = config.model_dump(mode="json")
+    with Tracker.open(folder.root, config.tracking, plain, step.stage, step.fingerprint, place) as tracker:
         results = run(config, working, tracker, runtime, inputs)
-    barrier()  # every process has written its part
-    if is_main_process():
-        seconds = round(time.perf_counter() - clock, 3)
-        _finish(step, config.seed, folder, manifest, results, started, seconds)
+        barrier()  # every process has written its part
+        if is_main_process():
+            seconds = round(time.perf_counter() - clock, 3)
+            _finish(step, config.seed, folder, manifest, results, started, seconds)
+            tracker.log_artifacts(*lineage(config, folder, step.stage, upstream_of(config, step.stage)))
     barrier()
 
 
@@ -223,7 +225,7 @@ def _finish(
     manifest.put(step.stage, record)
 
 
-def _conclude(steps: Sequence[Step], config: Config, folder: RunFolder, console: Console) -> None:
+def _conclude(steps: Sequence[Step], config: Config, folder: RunFolder) -> None:
     """Builds the report and says what came out and where it lies."""
     has_run = any(step.reason is not None for step in steps)
     if config.tracking.report and (has_run or not folder.report.is_file()):
@@ -231,10 +233,11 @@ def _conclude(steps: Sequence[Step], config: Config, folder: RunFolder, console:
 
         build_report(folder.root)
     if any(step.stage == "evaluate" for step in steps):
-        print_comparison(console, folder.evaluate)
-    console.print(f"Run folder: {folder.root}", markup=False)
+        print_comparison(terminal.console(), folder.evaluate)
+        terminal.emit({"event": "evaluation", **evaluation_facts(folder.evaluate)})
+    terminal.say(f"Run folder: {folder.root}", event="run_folder", result=True, path=folder.root)
     if folder.report.is_file():
-        console.print(f"Report: {folder.report}", markup=False)
+        terminal.say(f"Report: {folder.report}", event="report", result=True, path=folder.report)
 
 
 def _when(record: StageRecord) -> str:

@@ -17,12 +17,12 @@ def print_comparison(console: Console, path: Path) -> None:
         console: Where to.
         path: The file that the evaluate stage wrote.
     """
-    evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    evaluation = evaluation_facts(path)
     policies: list[str] = evaluation.get("policies", [])
     table = Table(title=f"Before and after, {evaluation.get('prompts', '?')} held-out prompts", title_justify="left")
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold", ratio=1, min_width=12)  # long names are broken, never cut
     for policy in policies:
-        table.add_column(policy, justify="right")
+        table.add_column(policy, justify="right", no_wrap=True)
     table.add_column("difference", justify="right")
     table.add_column("95% interval", justify="right")
     for name, entry in evaluation.get("metrics", {}).items():
@@ -37,3 +37,9 @@ def print_comparison(console: Console, path: Path) -> None:
     wins = evaluation.get("win_rate", {})
     if wins.get("value") is not None:
         console.print(f"The policy after PPO scores higher on {100 * wins['value']:.0f}% of the prompts.")
+
+
+def evaluation_facts(path: Path) -> dict[str, Any]:
+    """Metrics, intervals and win rate of evaluate.json, without the responses."""
+    evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in evaluation.items() if key not in ("samples", "responses")}

@@ -91,7 +91,7 @@ def run(
     if runtime.is_main_process:
         started = time.monotonic()
         comparison = _Comparison.load(config, folder, runtime, inputs)
-        before, after = comparison.answers()
+        before, after = comparison.answers(tracker.progress)
         metrics, win_rate = compare(before, after, comparison.design())
         result = {**comparison.summary(), "metrics": metrics, "win_rate": win_rate}
         result["samples"] = sample_table(before.episodes, after.episodes, config.evaluate.table_rows)
@@ -127,27 +127,26 @@ class _Comparison:
         source = held_out_source(config, tokenizer, scorer, prompts, positions)
         return cls(config, folder, runtime.for_model(config.model), tokenizer, source, plan_starts(source, config))
 
-    def answers(self) -> tuple[Answers, Answers]:
+    def answers(self, progress: StageProgress) -> tuple[Answers, Answers]:
         """Let both policies answer, and ask both how likely the answers are."""
-        with StageProgress("evaluate") as progress:
-            progress.start(total=5)
-            progress.note("the policy before PPO answers")
-            before = self._load(policy_folder(self.config, self.folder))
-            first = self._play(before)
-            progress.update(1)
-            progress.note("the policy after PPO answers")
-            after = self._load(self.folder.ppo)
-            second = self._play(after)
-            progress.update(2)
-            progress.note("log-probabilities")
-            temperature = self.sampling().temperature
-            (own,) = self._logprobs(after, second, temperature)
-            progress.update(3)
-            # Perplexity is the model's own, without temperature.
-            earlier, plain = self._logprobs(before, second, temperature, 1.0)
-            progress.update(4)
-            (first_plain,) = self._logprobs(before, first, 1.0)
-            progress.update(5)
+        progress.start(total=5)
+        progress.note("the policy before PPO answers")
+        before = self._load(policy_folder(self.config, self.folder))
+        first = self._play(before, progress)
+        progress.update(1)
+        progress.note("the policy after PPO answers")
+        after = self._load(self.folder.ppo)
+        second = self._play(after, progress)
+        progress.update(2)
+        progress.note("log-probabilities")
+        temperature = self.sampling().temperature
+        (own,) = self._logprobs(after, second, temperature)
+        progress.update(3)
+        # Perplexity is the model's own, without temperature.
+        earlier, plain = self._logprobs(before, second, temperature, 1.0)
+        progress.update(4)
+        (first_plain,) = self._logprobs(before, first, 1.0)
+        progress.update(5)
         # log-ratio = log pi_after - log pi_before, on what the policy after said itself; before it is 0.
         return Answers(first, np.zeros(len(first)), first_plain), Answers(second, own - earlier, plain)
 
@@ -180,9 +179,10 @@ class _Comparison:
         policy: nn.Module = load_policy(self.config.model, self.tokenizer, folder=folder, seed=self.config.seed)
         return policy.to(self.runtime.device).eval()
 
-    def _play(self, policy: nn.Module) -> list[Episode]:
+    def _play(self, policy: nn.Module, progress: StageProgress) -> list[Episode]:
         stop = (int(self.tokenizer.eos_token_id),)
-        generator = TorchGenerator(policy, self.sampling(), stop, self.tokenizer.decode, self.runtime)
+        decode, count = self.tokenizer.decode, progress.count_tokens
+        generator = TorchGenerator(policy, self.sampling(), stop, decode, self.runtime, on_tokens=count)
         generator.update()
         return self.source.collect(generator, self.starts, seed=self.config.seed, iteration=_ITERATION)
 

@@ -29,7 +29,9 @@ from rlhf.tracking.progress import StageProgress
 _ITERATION = -2  # names the noise; training counts from 0, evaluation uses -1
 
 
-def normalise(config: Config, folder: RunFolder, prompts: Sequence[Text], runtime: Runtime) -> Normalisation:
+def normalise(
+    config: Config, folder: RunFolder, prompts: Sequence[Text], runtime: Runtime, progress: StageProgress
+) -> Normalisation:
     """Sample responses, score them with the model in `folder.reward`, and write its `normalisation.json`.
 
     Args:
@@ -37,12 +39,13 @@ def normalise(config: Config, folder: RunFolder, prompts: Sequence[Text], runtim
         folder: Holds the SFT policy and the new reward model.
         prompts: To choose from; of equal ones one is taken.
         runtime: Where models compute.
+        progress: What the terminal shows of the stage.
 
     Raises:
         StageError: No prompt leaves the policy room for a response.
         RewardError: The scores do not differ.
     """
-    asked, said = sample_responses(config, folder, prompts, runtime)
+    asked, said = sample_responses(config, folder, prompts, runtime, progress)
     judge = load_reward_model(config, folder, runtime)  # not normalised yet
     raw = np.array(gather(judge.raw_score(asked, said).tolist()))
     normalisation = Normalisation.fit(raw[np.isfinite(raw)])  # whatever was too long for the model has no score
@@ -53,7 +56,7 @@ def normalise(config: Config, folder: RunFolder, prompts: Sequence[Text], runtim
 
 
 def sample_responses(
-    config: Config, folder: RunFolder, prompts: Sequence[Text], runtime: Runtime
+    config: Config, folder: RunFolder, prompts: Sequence[Text], runtime: Runtime, progress: StageProgress
 ) -> tuple[list[Text], list[str]]:
     """Let the SFT policy respond; return this process's share of the prompts, and the responses to them."""
     assert config.reward is not None
@@ -83,13 +86,14 @@ def sample_responses(
         (int(tokenizer.eos_token_id),),
         tokenizer.decode,
         runtime.for_model(config.model),
+        on_tokens=progress.count_tokens,
     )
     generator.update()
     sampled = []
-    with StageProgress("reward", unit="responses to normalise by") as progress:
-        progress.start(len(requests))
-        for first in range(0, len(requests), settings.batch_size):
-            sampled += generator.generate(requests[first : first + settings.batch_size])
-            progress.update(len(sampled))
+    progress.start(len(requests), unit="responses to normalise by")
+    progress.note("sampling")
+    for first in range(0, len(requests), settings.batch_size):
+        sampled += generator.generate(requests[first : first + settings.batch_size])
+        progress.update(len(sampled))
     asked = [fitting[number % len(fitting)][0] for number in numbers]
     return asked, [response_text(tokenizer, result) for result in sampled]

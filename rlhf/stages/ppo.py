@@ -38,7 +38,6 @@ from rlhf.scoring.limits import readable_tokens
 from rlhf.scoring.scorer import build_scorer, rehearsal_scorer
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
 from rlhf.stages.supervised import Trained, report_skipped, save
-from rlhf.tracking.progress import StageProgress
 from rlhf.tracking.token_texts import TokenTexts
 from rlhf.tracking.tracker import Tracker
 
@@ -100,16 +99,31 @@ def run(
     scorer = build_scorer(config, folder, runtime, policy)
     count = section.episodes_per_iteration // runtime.world_size
     source = make_source(config, inputs, scorer, policy.config, count=count)
-    generator = TorchGenerator(policy, section.rollout, (int(tokenizer.eos_token_id),), tokenizer.decode, runtime)
-    with StageProgress("ppo", unit="iterations") as progress:
-        looker = Looker(tracker, progress, section, TokenTexts(tokenizer))
-        # Models are loaded before DeepSpeed is set up: whole.
-        zero = deepspeed_config(config.distributed, bf16=runtime.bf16, max_gradient_norm=section.max_gradient_norm)
-        ppo = PPO(
-            section, roles, source, generator, runtime, seed=config.seed, deepspeed=zero, on_iteration=looker.look
-        )
-        progress.start(section.iterations)
-        ppo.train()
+    looker = Looker(tracker, section, TokenTexts(tokenizer))
+    generator = TorchGenerator(
+        policy,
+        section.rollout,
+        (int(tokenizer.eos_token_id),),
+        tokenizer.decode,
+        runtime,
+        on_tokens=tracker.progress.count_tokens,
+    )
+    # Models are loaded before DeepSpeed is set up: whole.
+    zero = deepspeed_config(config.distributed, bf16=runtime.bf16, max_gradient_norm=section.max_gradient_norm)
+    ppo = PPO(
+        section,
+        roles,
+        source,
+        generator,
+        runtime,
+        seed=config.seed,
+        deepspeed=zero,
+        on_iteration=looker.look,
+        on_phase=tracker.progress.note,
+    )
+    tracker.progress.start(section.iterations, unit="iterations")
+    ppo.train()
+    tracker.progress.load("saving")
     save_models(ppo, config, folder, tokenizer)
     last = {key: value for key, value in looker.metrics.items() if key in ("ppo/score", "ppo/kl")}
     return {"iterations": section.iterations, "episodes": ppo.progress.episodes, **last}
@@ -118,11 +132,8 @@ def run(
 class Looker:
     """Hands each iteration to the tracker and moves the progress bar."""
 
-    def __init__(
-        self, tracker: Tracker, progress: StageProgress, section: PPOSectionConfig, token_texts: TokenTexts
-    ) -> None:
-        self.tracker, self.progress = tracker, progress
-        self.section, self.token_texts = section, token_texts
+    def __init__(self, tracker: Tracker, section: PPOSectionConfig, token_texts: TokenTexts) -> None:
+        self.tracker, self.section, self.token_texts = tracker, section, token_texts
         self.metrics: dict[str, float] = {}  # of the last iteration
 
     def look(self, iteration: Iteration) -> None:
@@ -138,7 +149,7 @@ class Looker:
         self.tracker.log_rollouts(rows, iteration.number + 1)
         self.tracker.log(iteration.metrics, step=iteration.number + 1)
         shown = {name: self.metrics[f"ppo/{name}"] for name in ("score", "kl") if f"ppo/{name}" in self.metrics}
-        self.progress.update(iteration.number + 1, **shown)
+        self.tracker.progress.update(iteration.number + 1, **shown)
 
 
 def _section(config: Config) -> PPOSectionConfig:

@@ -107,7 +107,7 @@ def run(
     if section.model is None and config.model.lora is not None and runtime.is_main_process:
         save_adapter(folder.reward / ADAPTER, model.peft_config["default"], trained.weights, "default", trunk)
     del trainer, model  # sampling needs the memory
-    normalisation = normalise(config, folder, [row.prompt for row in rows.train], runtime)
+    normalisation = normalise(config, folder, [row.prompt for row in rows.train], runtime, tracker.progress)
     scale = {"normalisation_mean": normalisation.mean, "normalisation_std": normalisation.std}
     tracker.log({f"reward/{name}": value for name, value in scale.items()}, trained.steps)
     return {

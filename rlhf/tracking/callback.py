@@ -34,19 +34,19 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]  # transformers ha
     Args:
         tracker: Where metrics go.
         stage: Prefix, "sft" or "reward".
-        progress: The bar; default: a new one.
+        progress: The bar; default: the tracker's.
     """
 
     def __init__(self, tracker: Tracker, stage: str, progress: StageProgress | None = None) -> None:
         self._tracker = tracker
         self._stage = stage
-        self._progress = progress or StageProgress(stage, "steps")
+        self._progress = progress or tracker.progress
         self._training = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the bar, where a resumed training stands."""
         self._training = True
-        self._progress.start(state.max_steps, state.global_step)
+        self._progress.start(state.max_steps, state.global_step, unit="steps")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Moves the bar; where a log follows, it does so with the step's own numbers."""
@@ -73,7 +73,7 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]  # transformers ha
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ends the bar; also after an early stop, where steps are left over."""
         self._training = False
-        self._progress.close()
+        self._progress.load("saving")
 
 
 def attach(trainer: Any, tracker: Tracker, stage: str, progress: StageProgress | None = None) -> TrackerCallback:

@@ -10,14 +10,16 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILE_NAME", "JsonlSink", "finite_or_none", "read_records", "read_series"]
+from rlhf.tracking.sink import Sink
+
+__all__ = ["FILE_NAME", "NOT_METRICS", "JsonlSink", "finite_or_none", "parse_records", "read_records", "read_series"]
 
 FILE_NAME = "metrics.jsonl"
-_NOT_METRICS = ("stage", "step", "time", "session")
+NOT_METRICS = ("stage", "step", "time", "session")
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +29,12 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class JsonlSink:
+class JsonlSink(Sink):
     """Appends one stage's metrics to `run_dir/metrics.jsonl`.
 
     Attributes:
         lines: Lines in the file, those of earlier stages included.
+        session: This session's number: how many lines there were when it began.
     """
 
     def __init__(self, run_dir: Path, stage: str) -> None:
@@ -41,8 +44,8 @@ class JsonlSink:
         if before and not before.endswith(b"\n"):  # a killed process left half a line: keep it apart from ours
             self._file.write("\n")
             before += b"\n"
-        self.lines = before.count(b"\n")
-        self._head = {"stage": stage, "session": self.lines}
+        self.lines = self.session = before.count(b"\n")
+        self._head = {"stage": stage, "session": self.session}
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Writes one line and hands it to the operating system before returning."""
@@ -66,14 +69,8 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
     Args:
         run_dir: The run folder; without a metrics.jsonl the result is empty.
     """
-    path = run_dir / FILE_NAME
-    if not path.exists():
-        return []
     standing: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
-        record = _parse(line, number + 1, path)
-        if record is None:
-            continue
+    for number, record in enumerate(parse_records(run_dir)):
         stage = standing.setdefault(record["stage"], [])
         if stage and record.get("session") != stage[-1][1].get("session"):
             stage[:] = [kept for kept in stage if kept[1]["step"] < record["step"]]
@@ -82,12 +79,22 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
     return [record for _, record in ordered]
 
 
+def parse_records(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """All records, those included that no longer stand, in the order in which they were written."""
+    path = run_dir / FILE_NAME
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        record = _parse(line, number, path)
+        if record is not None:
+            yield record
+
+
 def read_series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """The curves of a run: metric name -> [(step, value), ...] by rising step; nulls are left out."""
     series: dict[str, dict[int, float]] = {}
     for record in read_records(run_dir):
         for name, value in record.items():
-            if name not in _NOT_METRICS and value is not None:
+            if name not in NOT_METRICS and value is not None:
                 series.setdefault(name, {})[record["step"]] = value
     return {name: sorted(points.items()) for name, points in series.items()}
 

@@ -1,4 +1,4 @@
-"""A live progress bar for one stage, with the time that is left.
+"""What the terminal shows while a stage runs: a spinner while it loads, then a bar with the time that is left.
 
 In a terminal it is one line that is redrawn; in a log file it is one plain line for every tenth of the way. It only
 shows: metrics go to the tracker.
@@ -10,62 +10,30 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
 from rlhf.launch.rank import is_main_process
+from rlhf.tracking import terminal
+from rlhf.tracking.pace import Pace, format_seconds
 
 if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["Pace", "StageProgress", "format_seconds"]
 
-
-class Pace:
-    """How long the rest will take, if it goes on like the part done since the start.
-
-    The mean over the whole stage is used, not the last seconds: one PPO iteration may take minutes. Work done before
-    `start` (by an earlier session that is resumed) costs nothing and does not count.
-
-    Args:
-        clock: Seconds from any origin; a parameter for tests.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self.start(0, 0)
-
-    def start(self, total: float, completed: float) -> None:
-        """Begins to count; `completed` of `total` is already there."""
-        self._total, self._first, self._completed = total, completed, completed
-        self._started = self._updated = self._clock()
-
-    def update(self, completed: float) -> None:
-        """Notes how far the work is now."""
-        self._completed = completed
-        self._updated = self._clock()
-
-    def seconds_elapsed(self) -> float:
-        """Time since `start`."""
-        return self._clock() - self._started
-
-    def seconds_left(self) -> float | None:
-        """Time until the end; None until anything is done. Counts down between updates."""
-        done = self._completed - self._first
-        if done <= 0:
-            return None
-        pace = (self._updated - self._started) / done  # seconds per unit of work
-        return max(0.0, pace * (self._total - self._completed) - (self._clock() - self._updated))
+_WIDE = 100  # columns from which on there is room for the bar itself
 
 
 class StageProgress:
-    """The bar of one stage. A context manager; `start` must come before `update`.
+    """The line of one stage. A context manager; until `start` is called the stage is loading.
 
     Args:
-        stage: Shown in front of the bar.
+        stage: Shown in front.
         unit: What is counted, in the plural.
+        place: Where the stage stands, for example "stage 2 of 4".
         console: Where to draw; default: standard output.
-        enabled: Default: only in the first process.
+        enabled: Default: only in the first process, and not where the terminal is to be quiet.
         clock: Seconds from any origin; a parameter for tests.
     """
 
@@ -73,37 +41,39 @@ class StageProgress:
         self,
         stage: str,
         unit: str = "steps",
+        place: str = "",
         console: Console | None = None,
         enabled: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stage, self._unit = stage, unit
+        self._stage, self._unit, self._place = stage, unit, place
         self._console = console or Console()
-        self._enabled = is_main_process() if enabled is None else enabled
+        self._enabled = is_main_process() and terminal.shows_progress() if enabled is None else enabled
+        self._clock = clock
         self._pace = Pace(clock)
         self._total = 0.0
         self._completed = 0.0
         self._tenth = 0
         self._shown: dict[str, float] = {}
         self._note = ""
+        self._tokens, self._tokens_since = 0, 0.0
         self._bar: Progress | None = None
 
-    def start(self, total: float, completed: float = 0) -> None:
+    def load(self, what: str = "loading") -> None:
+        """Shows a spinner: the work that is counted has not begun, or is over."""
+        self.close()  # with its last state
+        self._total = self._completed = 0.0
+        self._shown, self._note = {}, what
+        self._draw(None)
+
+    def start(self, total: float, completed: float = 0, unit: str | None = None) -> None:
         """Shows the bar. `completed`: what an earlier session had done."""
-        self._total, self._completed = total, completed
+        self.close()
+        self._unit = unit or self._unit
+        self._total, self._completed, self._note = total, completed, ""
         self._pace.start(total, completed)
         self._tenth = self._tenths_done()
-        if self._enabled and self._console.is_terminal:
-            self.close()
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                _RestColumn(self),
-                console=self._console,
-            )
-            task = self._bar.add_task(self._stage, total=total)
-            self._bar.update(task, completed=completed)
-            self._bar.start()
+        self._draw(total)
 
     def update(self, completed: float, **shown: float) -> None:
         """Moves the bar.
@@ -119,22 +89,28 @@ class StageProgress:
             self._bar.update(self._bar.tasks[0].id, completed=completed)
         elif self._enabled and not self._console.is_terminal and self._tenths_done() > self._tenth:
             self._tenth = self._tenths_done()
-            self._console.print(f"{self._stage}: {self.line()}", highlight=False, markup=False, soft_wrap=True)
+            self._console.print(f"{self._title()}: {self.line()}", highlight=False, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Says what is going on within a unit, for example "rollout"; empty text removes it."""
         self._note = text
+        self._tokens, self._tokens_since = 0, self._clock()
+
+    def count_tokens(self, tokens: int) -> None:
+        """Notes that so many more tokens have been worked on since the last `note`; their rate is shown beside it."""
+        self._tokens += tokens
 
     def line(self) -> str:
-        """What stands behind the bar: done, total, numbers, time left."""
+        """What stands behind the bar: done, total, numbers, what is going on, time left."""
+        if not self._total:
+            return self._note
         parts = [f"{_number(self._completed)}/{_number(self._total)} {self._unit}"]
         parts += [f"{name} {value:.3g}" for name, value in self._shown.items()]
         if self._completed >= self._total:
             parts.append(f"took {format_seconds(self._pace.seconds_elapsed())}")
         else:
-            left = self._pace.seconds_left()
-            parts += [self._note] if self._note else []
-            parts.append("time left unknown" if left is None else f"{format_seconds(left)} left")
+            parts += [self._going_on()] if self._note else []
+            parts.append(_about(self._pace.seconds_left()))
         return "  ".join(parts)
 
     def close(self) -> None:
@@ -150,6 +126,30 @@ class StageProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _title(self) -> str:
+        return f"{self._stage}, {self._place}" if self._place else self._stage
+
+    def _going_on(self) -> str:
+        seconds = self._clock() - self._tokens_since
+        return f"{self._note} {self._tokens / seconds:.0f} tokens/s" if self._tokens and seconds > 0 else self._note
+
+    def _draw(self, total: float | None) -> None:
+        """Replaces what stands in the terminal: a spinner where `total` is None, else the bar."""
+        if not (self._enabled and self._console.is_terminal):
+            return
+        front: ProgressColumn = SpinnerColumn() if total is None else BarColumn(bar_width=16)
+        columns = [front] if total is None or self._console.width >= _WIDE else []
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            *columns,
+            _RestColumn(self),
+            console=self._console,
+            transient=total is None,
+        )
+        task = self._bar.add_task(self._title(), total=total)
+        self._bar.update(task, completed=self._completed)
+        self._bar.start()
 
     def _tenths_done(self) -> int:
         return int(10 * self._completed / self._total) if self._total else 0
@@ -167,11 +167,13 @@ class _RestColumn(ProgressColumn):
         return Text(self._progress.line(), overflow="ellipsis", no_wrap=True)
 
 
-def format_seconds(seconds: float) -> str:
-    """Seconds as `0:07`, `12:34` or `1:02:03`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def _about(seconds: float | None) -> str:
+    """How long it will take, no more exactly than it is known."""
+    if seconds is None:
+        return "time left unknown"
+    if seconds < 60:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
 
 
 def _number(value: float) -> str:

@@ -191,13 +191,13 @@ def test_scores_that_do_not_differ_are_an_error(data):
     torch.nn.init.zeros_(model.score.weight)
     model.save_pretrained(folder.reward)
     with pytest.raises(RewardError, match="does not tell responses apart"):
-        normalisation.normalise(config, folder, ["item 1: say green", "item 2: say blue"], CPU)
+        normalisation.normalise(config, folder, ["item 1: say green", "item 2: say blue"], CPU, Recorder().progress)
 
 
 def test_prompts_that_leave_no_room_for_a_response_are_an_error(data):
     config = make_config(data, sft={}, reward={})
     with pytest.raises(StageError, match=r"no prompt of reward\.data is shorter than the 128 tokens"):
-        normalisation.sample_responses(config, RunFolder(data / "run"), ["x" * 400], CPU)
+        normalisation.sample_responses(config, RunFolder(data / "run"), ["x" * 400], CPU, Recorder().progress)
 
 
 def test_what_is_missing_is_named(data, tmp_path):

@@ -1,7 +1,11 @@
 """Every metric says what it is, and nothing undocumented is logged."""
 
-import pytest
+import re
 
+import pytest
+from pydantic import BaseModel
+
+from rlhf.config.schema import Config
 from rlhf.tracking.metrics import METRICS, describe, find
 
 REQUIRED = """
@@ -46,3 +50,33 @@ def test_prefixes_are_the_only_open_doors(name):
 def test_an_unknown_name_is_refused_with_the_nearest_known_one():
     with pytest.raises(ValueError, match=r"unknown metric 'ppo/kll'; did you mean ppo/kl\?.*metrics\.py"):
         describe("ppo/kll")
+
+
+def config_keys(section=Config, prefix=""):
+    """Dotted keys of the configuration file."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from config_keys(kind, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.healthy != (None, None)])
+def test_a_healthy_range_has_a_remedy_that_names_real_keys_and_metrics(name):
+    metric = METRICS[name]
+    low, high = metric.healthy
+    assert low is None or high is None or low <= high
+    assert metric.remedy.endswith(".")
+    keys = set(config_keys())
+    named = re.findall(r"\b(?:sft|reward|ppo|evaluate|model)\.[a-z_.]+[a-z]", metric.remedy)
+    assert [key for key in named if key not in keys] == []
+    for other in re.findall(r"\b(?:ppo|sft|reward|evaluate)/\w+", metric.remedy):
+        assert other in METRICS
+
+
+def test_what_is_measured_of_one_policy_is_described_by_the_quantity():
+    after, before = describe("evaluate/after/kl"), describe("evaluate/before/kl")
+    assert (after.unit, after.healthy, after.name) == ("nats", (-1, 30), "evaluate/after/kl")
+    assert (before.unit, before.healthy) == ("nats", (None, None))
+    assert describe("evaluate/difference/components/polite").unit == "score"
+    assert describe("evaluate/after/whatever") is METRICS["evaluate/after/<name>"]

@@ -1,50 +1,67 @@
-"""W&B: offline without account, prompt or network; one run for all stages; tables that keep all rows."""
+"""W&B: offline without account, home or network; a run for each stage, read back from its files; never in the way."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from wandb_files import offline_runs
 
 import rlhf.tracking.wandb as module
-from rlhf.errors import ConfigError
+from rlhf.tracking.sink import Artifact
+from rlhf.tracking.wandb_runs import StageRun
+from rlhf.tracking.wandb_settings import WandbSettings
 
-TWO_STAGES = """
+SESSIONS = """
 import sys
-from types import SimpleNamespace
+from pathlib import Path
+from rlhf.config.schema import TrackingConfig
+from rlhf.tracking.sink import Artifact
 from rlhf.tracking.tracker import Tracker
 
-wandb = SimpleNamespace(mode="offline", project="p", entity=None, group="g", tags=["a"])
-config = SimpleNamespace(wandb=wandb, tensorboard=False, report=False, rollout_rows_per_table=2)
-for stage in ("sft", "ppo"):
-    with Tracker.open(sys.argv[1], config, {"seed": 1, "model": {"path": "x"}}, stage) as tracker:
-        for step in range(3):
-            tracker.log({f"{stage}/learning_rate": 0.1, f"{stage}/gradient_norm": float("nan")}, step)
+run = Path(sys.argv[1])
+config = TrackingConfig(tensorboard=False, rollout_rows_per_table=2, wandb={"tags": ["a"], "group": "g"})
+(run / "sft").mkdir(parents=True)
+(run / "sft" / "config.json").write_text("{}")
+sft, ppo = Artifact("sft", "model", run / "sft", {}), Artifact("ppo", "model", run / "sft", {})
+data = Artifact("ppo-data", "dataset", None, {"source": "org/prompts"})
+numbers = {"tokens": [1, 2], "logprobs": [-1.0, -2.0], "ref_logprobs": [-1.0, -2.5], "values": [0.0, 0.0],
+           "advantages": [1.0, -1.0], "rewards": [0.0, 1.0]}
+
+def session(stage, fingerprint, steps, read=(), made=()):
+    with Tracker.open(run, config, {"seed": 1, "model": {"path": "x"}}, stage, fingerprint) as tracker:
+        for step in steps:
             if stage == "ppo":
-                rows = [{"index": i, "response": f"r{step}-{i}", "score": 1.0, "tokens": [{"id": 1}]} for i in range(5)]
-                tracker.log_rollouts(rows, step + 1)
+                row = {"prompt": "<b>", "score": 1.0, "kl": 0.5, "length": 2, **numbers}
+                tracker.log_rollouts([{"index": i, "response": f"r{step}-{i}", **row} for i in range(5)], step)
+            tracker.log({f"{stage}/learning_rate": 0.1 * step, f"{stage}/gradient_norm": 2.0}, step)
         tracker.log_table("examples", [{"a": 1, "b": "x"}, {"a": 0.5, "b": None}])
+        tracker.log_artifacts(read, made)
+
+session("sft", "s", [1], made=[sft])
+session("ppo", "p", [1, 2])
+session("ppo", "p", [2, 3], read=[sft, data], made=[ppo])  # resumed: step 2 is computed again
+session("ppo", "other", [1])
 """
 
 
 @pytest.fixture(scope="module")
-def offline_run(tmp_path_factory):
-    """Two stages tracked in a process that has no home, no terminal and no way to a server."""
-    home = tmp_path_factory.mktemp("home")
+def tracked(tmp_path_factory):
+    """Four sessions in a process whose home cannot be written to, without terminal or server."""
     run_dir = tmp_path_factory.mktemp("runs") / "support"
-    keep = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "RANK"))}
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "RANK", "XDG_"))}
     environment = {
         **keep,
-        "HOME": str(home),
+        "HOME": "/dev/null",
         "PYTHONPATH": str(Path(module.__file__).parents[2]),
-        "WANDB_SILENT": "true",
         "WANDB_BASE_URL": "http://127.0.0.1:9",
     }
     done = subprocess.run(
-        [sys.executable, "-c", TWO_STAGES, str(run_dir)],
+        [sys.executable, "-c", SESSIONS, str(run_dir)],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -55,48 +72,107 @@ def offline_run(tmp_path_factory):
     return run_dir, done
 
 
-def tables(run_dir, name):
-    paths = run_dir.glob(f"wandb/offline-run-*/files/media/table/{name}_*.table.json")
-    return [json.loads(path.read_text()) for path in sorted(paths, key=lambda path: int(path.name.split("_")[1]))]
+@pytest.fixture(scope="module")
+def runs(tracked):
+    return offline_runs(tracked[0])
 
 
-def test_offline_asks_and_says_nothing(offline_run):
-    _, done = offline_run
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def table(run_dir, name):
+    [path] = run_dir.glob(f"wandb/offline-run-*/files/media/table/{name}_*.table.json")
+    return json.loads(path.read_text())
 
 
-def test_all_stages_write_to_one_run(offline_run):
-    run_dir, _ = offline_run
-    run_id = (run_dir / "wandb_id").read_text().strip()
-    folders = sorted(path.name for path in (run_dir / "wandb").glob("offline-run-*"))
-    assert len(folders) == 2
-    assert all(run_id in name for name in folders)
+def test_an_unwritable_home_is_no_matter_and_nothing_is_asked(tracked):
+    _, done = tracked
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "rollouts of iterations 2 to 2, of an earlier attempt, are replaced\n"
+        "rollouts of iterations 1 to 3, of an earlier attempt, are replaced\n")  # fmt: skip
 
 
-def test_metrics_and_config_are_in_the_run(offline_run):
-    run_dir, _ = offline_run
-    logs = [path.read_bytes() for path in sorted((run_dir / "wandb").glob("offline-run-*/*.wandb"))]
-    for content, stage in zip(logs, ("sft", "ppo"), strict=True):
-        assert f"{stage}/learning_rate".encode() in content
-        assert f"{stage}/step".encode() in content
-        assert b"seed" in content
+def test_a_stage_is_a_run_with_job_type_group_and_tags(tracked, runs):
+    [sft], [ppo, resumed, other] = runs["sft"], runs["ppo"]
+    assert {one.run.run_group for one in (sft, ppo, resumed, other)} == {"g"}
+    assert (sft.run.display_name, ppo.run.display_name) == ("support sft", "support ppo")
+    assert list(sft.run.tags) == ["a"]
+    assert sft.config["seed"] == 1
+    assert sft.run.run_id != ppo.run.run_id
+    assert [one.exit_code for one in (sft, ppo, resumed, other)] == [0, 0, 0, 0]
 
 
-def test_rollouts_of_all_iterations_stand_under_one_key(offline_run):
-    run_dir, _ = offline_run
-    increments = tables(run_dir, "rollouts")
-    column = increments[0]["columns"].index("response")
-    assert [[row[column] for row in table["data"]] for table in increments] == [
-        ["r0-0", "r0-1"],
-        ["r1-0", "r1-1"],
-        ["r2-0", "r2-1"],
-    ]
-    assert "tokens" not in increments[0]["columns"]
+def test_the_id_stays_over_resume_and_no_point_is_sent_twice(runs):
+    ppo, resumed, _ = runs["ppo"]
+    assert ppo.run.run_id == resumed.run.run_id
+    assert ppo.curve("ppo/learning_rate") == [(1, 0.1), (2, 0.2)]
+    assert resumed.curve("ppo/learning_rate") == [(3, pytest.approx(0.3, abs=1e-12))]
+    steps = [row["_step"] for row in ppo.history + resumed.history]
+    assert steps == sorted(set(steps))
 
 
-def test_a_table_is_logged_whole(offline_run):
-    run_dir, _ = offline_run
-    assert [table["data"] for table in tables(run_dir, "examples")] == [[[1, "x"], [0.5, None]]] * 2
+def test_other_inputs_are_a_new_run_linked_to_the_old_one(runs):
+    ppo, _, other = runs["ppo"]
+    assert other.run.run_id != ppo.run.run_id
+    assert other.config["previous_run"] == ppo.run.run_id
+    assert list(other.run.tags) == ["a", "rerun"]
+    assert other.curve("ppo/learning_rate") == [(1, 0.1)]
+
+
+def test_metrics_have_an_axis_a_summary_and_an_explanation(tracked, runs):
+    ppo = runs["ppo"][0]
+    assert ppo.metrics["ppo/*"].step_metric == "ppo/step"
+    assert (ppo.metrics["ppo/score"].summary.max, ppo.metrics["ppo/score"].summary.last) == (True, True)
+    assert (runs["sft"][0].metrics["sft/loss"].summary.min, ppo.metrics["ppo/loss/value"].summary.min) == (True, True)
+    [path] = tracked[0].glob(f"wandb/offline-run-*{runs['sft'][0].run.run_id}/files/media/table/metrics_*.json")
+    explained = json.loads(path.read_text())
+    assert explained["columns"] == ["metric", "meaning", "unit", "healthy", "outside", "summary"]
+    rows = {row[0]: row for row in explained["data"]}
+    assert rows["sft/loss"][1:4] == ["Training loss, mean since the last logged step", "nats", ""]
+    assert rows["sft/gradient_norm"][3] == "1e-07 to 100"
+
+
+def test_every_iteration_has_a_table_a_token_page_and_histograms(tracked, runs):
+    run_dir, _ = tracked
+    found = table(run_dir, "rollouts/iteration_000003")
+    column = found["columns"].index("response")
+    assert [row[column] for row in found["data"]] == ["r3-0", "r3-1"]
+    assert "rewards" not in found["columns"]
+    [row] = [row for row in runs["ppo"][1].history if "rollouts/iteration_000003" in row]
+    assert row["ppo/step"] == 3
+    names = {key.rpartition("/")[2]: value["_type"] for key, value in row.items() if key.startswith("ppo/histograms/")}
+    assert names == dict.fromkeys(["reward", "kl", "length", "advantage", "ratio_to_reference"], "histogram")
+    assert sum(row["ppo/histograms/reward"]["values"]) == 5
+    folder = run_dir / "wandb"
+    [page] = folder.glob(f"offline-run-*/files/{row['ppo/token_view']['path']}")
+    assert "Iteration 3" in page.read_text("utf-8")
+    assert "<b></p>" not in page.read_text("utf-8")
+    assert "&lt;b&gt;</p>" in page.read_text("utf-8")
+
+
+def test_models_and_data_join_the_stages(runs):
+    def of_user(one):
+        return {a.name: (a.type, a.use_after_commit) for a in one.artifacts if a.type != "run_table"}
+
+    assert of_user(runs["sft"][0]) == {"g-sft": ("model", False)}
+    assert of_user(runs["ppo"][1]) == {
+        "g-sft": ("model", True),
+        "g-ppo-data": ("dataset", True),
+        "g-ppo": ("model", False),
+    }
+    [made] = [a for a in runs["sft"][0].artifacts if a.name == "g-sft"]
+    [read] = [a for a in runs["ppo"][1].artifacts if a.name == "g-sft"]
+    assert made.digest == read.digest
+    assert [entry.path for entry in made.manifest.contents] == ["config.json"]
+
+
+def test_a_table_is_logged_whole(tracked, runs):
+    run_dir, _ = tracked
+    [path] = run_dir.glob(f"wandb/offline-run-*{runs['sft'][0].run.run_id}/files/media/table/examples_*.json")
+    assert json.loads(path.read_text())["data"] == [[1, "x"], [0.5, None]]
+
+
+def test_everything_lies_in_the_run_folder(tracked):
+    run_dir, _ = tracked
+    assert {path.name for path in run_dir.iterdir()} == {"metrics.jsonl", "rollouts", "sft", "wandb", "wandb_runs.json"}
+    assert (run_dir / "wandb" / "data").is_dir()
 
 
 class FakeRun:
@@ -122,93 +198,104 @@ class FakeRun:
 @pytest.fixture
 def fake(monkeypatch):
     """A W&B that is online, logged in, and remembers how it was started."""
-    started = []
+    started, run = [], FakeRun()
 
     def init(**options):
         started.append(options)
-        return started_run[0]
+        return run
 
-    started_run = [FakeRun()]
-    monkeypatch.setattr(module.wandb, "login", lambda **options: True)
+    monkeypatch.setattr(module, "_why_not_online", lambda: None)
     monkeypatch.setattr(module.wandb, "init", init)
-    return SimpleNamespace(started=started, run=started_run)
+    return SimpleNamespace(started=started, run=run)
 
 
-OPTIONS = SimpleNamespace(mode="online", project="p", entity="team", group="g", tags=["a", "b"])
+SETTINGS = WandbSettings("online", "p", "team", "g", "n", ("a", "b"), "reference")
 
 
-def test_options_and_config_reach_wandb(fake, tmp_path):
-    module.WandbSink(tmp_path, OPTIONS, {"seed": 3}, "sft", 0)
-    (options,) = fake.started
-    expected = {"project": "p", "entity": "team", "group": "g", "tags": ["a", "b"], "mode": "online", "resume": "allow"}
+def open_sink(run_dir, stage="ppo", calls=0, identity=None):
+    return module.WandbSink(run_dir, SETTINGS, {"seed": 3}, stage, identity or StageRun("id1", ""), calls, 64)
+
+
+def test_settings_and_config_reach_wandb(fake, tmp_path):
+    open_sink(tmp_path, "sft")
+    [options] = fake.started
+    expected = {"project": "p", "entity": "team", "group": "g", "tags": ["a", "b"], "mode": "online", "id": "id1"}
     assert {key: options[key] for key in expected} == expected
-    assert options["config"] == {"seed": 3}
+    assert (options["name"], options["job_type"], options["resume"]) == ("n sft", "sft", "allow")
+    assert options["config"] == {"seed": 3, "stage": "sft", "run_folder": tmp_path.name}
     assert options["dir"] == tmp_path
-    assert options["name"] == tmp_path.name
     assert options["settings"].silent is True
 
 
-def test_the_run_id_is_made_once(fake, tmp_path):
-    for stage in ("sft", "ppo"):
-        module.WandbSink(tmp_path, OPTIONS, {}, stage, 0)
-    first, second = (options["id"] for options in fake.started)
-    assert first == second == (tmp_path / "wandb_id").read_text().strip()
-    assert len(first) == 8
-
-
-def test_each_point_carries_its_stage_step_and_the_inner_step_only_grows(fake, tmp_path):
-    first = module.WandbSink(tmp_path, OPTIONS, {}, "sft", 0)
-    for step in (10, 20):
-        first.log({"sft/loss": 1.0}, step)
-        first.log_table("t", [{"a": step}])
-    second = module.WandbSink(tmp_path, OPTIONS, {}, "ppo", 2)  # the same run goes on, two lines later
-    second.log_table("t", [{"a": 0}])
-    second.log({"ppo/kl": 0.5}, 0)
-    metrics = [data for _, data in fake.run[0].logged if "t" not in data]
-    assert metrics == [
-        {"sft/loss": 1.0, "sft/step": 10},
-        {"sft/loss": 1.0, "sft/step": 20},
-        {"ppo/kl": 0.5, "ppo/step": 0},
-    ]
-    steps = [step for step, _ in fake.run[0].logged]
-    assert steps == sorted(steps)
-    assert len(set(steps[:4])) == 4  # a table never shares a row with the next point
-
-
 def test_a_session_goes_on_behind_what_the_server_has(fake, tmp_path):
-    fake.run[0].step = 500
-    module.WandbSink(tmp_path, OPTIONS, {}, "ppo", 0).log({"ppo/kl": 0.5}, 0)
-    assert fake.run[0].logged[0][0] > 500
+    fake.run.step = 500
+    open_sink(tmp_path).log({"ppo/kl": 0.5}, 1)
+    assert fake.run.logged[-1] == (502, {"ppo/kl": 0.5, "ppo/step": 1})
+
+
+def test_a_table_never_shares_a_row_with_the_next_point(fake, tmp_path):
+    sink = open_sink(tmp_path)
+    for step in (1, 2):
+        sink.log({"ppo/kl": 1.0}, step)
+        sink.log_table("t", [{"a": step}])
+    steps = [step for step, _ in fake.run.logged]
+    assert steps == sorted(set(steps))
 
 
 @pytest.mark.parametrize(("failed", "code"), [(False, 0), (True, 1)])
 def test_wandb_learns_how_the_stage_ended(fake, tmp_path, failed, code):
-    module.WandbSink(tmp_path, OPTIONS, {}, "ppo", 0).close(failed)
-    assert fake.run[0].exit_code == code
+    open_sink(tmp_path).close(failed)
+    assert fake.run.exit_code == code
 
 
 def test_empty_tables_are_not_logged(fake, tmp_path):
-    sink = module.WandbSink(tmp_path, OPTIONS, {}, "ppo", 0)
-    sink.append_to_table("rollouts", [])
+    sink = open_sink(tmp_path, identity=StageRun("id1", "", sent={"ppo/kl": 1}))
+    sink.log_rollouts([], 1)
     sink.log_table("t", [])
-    assert fake.run[0].logged == []
+    assert fake.run.logged == []
 
 
-def test_online_without_a_key_is_an_error_that_says_what_to_do(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(module.wandb, "login", lambda **options: asked.append(options) or False)
-    with pytest.raises(
-        ConfigError, match=r"tracking\.wandb\.mode is online.*WANDB_API_KEY.*tracking\.wandb\.mode=offline"
-    ):
-        module.WandbSink(tmp_path, OPTIONS, {}, "ppo", 0)
-    assert asked == [{"prompt": False, "verify": False}]
+def test_artifacts_can_be_left_out(fake, tmp_path):
+    settings = WandbSettings("online", "p", None, "g", "n", (), "none")
+    sink = module.WandbSink(tmp_path, settings, {}, "ppo", StageRun("id1", ""), 0, 64)
+    sink.log_artifacts([], [Artifact("ppo", "model", tmp_path, {})])  # FakeRun has no such method
 
 
-def test_a_server_that_cannot_be_reached_is_an_error_with_a_way_out(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [("http://127.0.0.1:9", "cannot be reached"), ("http://nowhere.invalid", "cannot be reached|does not answer")],
+)
+def test_a_service_that_does_not_answer_means_offline(monkeypatch, tmp_path, caplog, url, why):
+    modes = []
+    monkeypatch.setattr(module.wandb, "setup", lambda settings: SimpleNamespace(settings=SimpleNamespace(base_url=url)))
+    monkeypatch.setattr(module.wandb, "init", lambda **options: modes.append(options["mode"]) or FakeRun())
+    open_sink(tmp_path)
+    assert modes == ["offline"]
+    [record] = caplog.records
+    assert re.search(rf"W&B goes on offline: {url}.*({why}).*wandb sync {tmp_path}/wandb", record.getMessage())
+
+
+def test_a_run_that_the_service_refuses_goes_on_offline(fake, monkeypatch, tmp_path, caplog):
+    modes, ended = [], []
+
     def init(**options):
-        raise module.wandb.Error("no answer within 90 s")
+        modes.append(options["mode"])
+        if options["mode"] == "online":
+            raise module.wandb.Error("permission denied")
+        return FakeRun()
 
-    monkeypatch.setattr(module.wandb, "login", lambda **options: True)
     monkeypatch.setattr(module.wandb, "init", init)
-    with pytest.raises(ConfigError, match=r"no answer within 90 s.*offline or disabled"):
-        module.WandbSink(tmp_path, OPTIONS, {}, "ppo", 0)
+    monkeypatch.setattr(module.wandb, "teardown", lambda: ended.append(True))
+    open_sink(tmp_path)
+    assert (modes, ended) == (["online", "offline"], [True])
+    assert "W&B goes on offline: permission denied" in caplog.text
+
+
+def test_without_a_key_a_run_goes_on_offline_and_nothing_is_asked(monkeypatch, tmp_path, caplog):
+    asked = []
+    monkeypatch.setattr(module, "_ask", lambda url, found: found.clear())
+    monkeypatch.setattr(module.wandb, "login", lambda **options: asked.append(options) or False)
+    monkeypatch.setattr(module.wandb, "init", lambda **options: FakeRun())
+    open_sink(tmp_path)
+    assert asked == [{"prompt": False, "verify": False}]
+    assert "there is no API key (run `wandb login`, or set WANDB_API_KEY)" in caplog.text
