@@ -110,17 +110,8 @@ def run(
     )
     # Models are loaded before DeepSpeed is set up: whole.
     zero = deepspeed_config(config.distributed, bf16=runtime.bf16, max_gradient_norm=section.max_gradient_norm)
-    ppo = PPO(
-        section,
-        roles,
-        source,
-        generator,
-        runtime,
-        seed=config.seed,
-        deepspeed=zero,
-        on_iteration=looker.look,
-        on_phase=tracker.progress.note,
-    )
+    seed, look, note = config.seed, looker.look, tracker.progress.note
+    ppo = PPO(section, roles, source, generator, runtime, seed=seed, deepspeed=zero, on_iteration=look, on_phase=note)
     tracker.progress.start(section.iterations, unit="iterations")
     ppo.train()
     tracker.progress.load("saving")

@@ -5,7 +5,6 @@ value or advantage, whichever is chosen, and a token's numbers appear when the p
 model or a user wrote is escaped.
 """
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -19,7 +18,7 @@ from rlhf.tracking.text import as_text, signed
 __all__ = ["histograms", "token_page"]
 
 _RANDOM_RESPONSES = 3
-_QUANTITIES = {"reward": "rewards", "KL": "kl", "value": "values", "advantage": "advantages"}
+_QUANTITIES = {"reward": "reward", "KL": "kl", "value": "value", "advantage": "advantage"}  # as shown -> as kept
 
 _STYLE = """
 body{font:14px/1.6 system-ui,sans-serif;margin:12px;color:#1c1c1c;background:#fff}
@@ -38,7 +37,7 @@ def token_page(rows: Sequence[Mapping[str, Any]], iteration: int) -> str | None:
     Returns:
         None if no row has numbers for its tokens.
     """
-    scored = [row for row in rows if _numbers(row, "rewards").size and row.get("score") is not None]
+    scored = [row for row in rows if np.isfinite(_numbers(row, "reward")).any() and row.get("score") is not None]
     if not scored:
         return None
     ordered = sorted(scored, key=lambda row: row["score"])
@@ -61,11 +60,10 @@ def histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float6
     """Finite values by name: reward, KL, length of each episode; advantage, ratio to the reference of each token."""
     parts: dict[str, list[Any]] = {"reward": [], "kl": [], "length": [], "advantage": [], "ratio_to_reference": []}
     for row in rows:
-        parts["reward"] += [_numbers(row, "rewards").sum()] if _numbers(row, "rewards").size else []
-        parts["kl"].append(row.get("kl"))
-        parts["length"].append(row.get("length"))
-        parts["advantage"] += _numbers(row, "advantages").tolist()
-        parts["ratio_to_reference"] += np.exp(_token_kl(row).clip(-20, 20)).tolist()
+        for name in ("reward", "kl", "length"):
+            parts[name].append(row.get(name))
+        parts["advantage"] += _numbers(row, "advantage").tolist()
+        parts["ratio_to_reference"] += np.exp(_numbers(row, "kl").clip(-20, 20)).tolist()
     arrays = {name: np.array(values, dtype=np.float64) for name, values in parts.items()}
     finite = {name: values[np.isfinite(values)] for name, values in arrays.items()}
     return {name: values for name, values in finite.items() if values.size}
@@ -77,13 +75,14 @@ def _section(title: str, row: Mapping[str, Any]) -> str:
     earned = ", ".join(
         [f"score {signed(score)}", *(f"{k.removeprefix('component/')} {signed(v)}" for k, v in components)]
     )
-    numbers = {name: _token_kl(row) if key == "kl" else _numbers(row, key) for name, key in _QUANTITIES.items()}
+    numbers = {name: _numbers(row, field) for name, field in _QUANTITIES.items()}
     limits = {name: float(np.nanmax(np.abs(values), initial=0)) or 1.0 for name, values in numbers.items()}
     spans = []
-    for position, text in enumerate(_token_texts(row)):
-        here = {name: float(values[position]) for name, values in numbers.items() if position < values.size}
-        colours = "".join(f"--c{n}:{_colour(here.get(name, 0.0) / limits[name])};" for n, name in enumerate(numbers))
+    for position, token in enumerate(row["tokens"]):
+        here = {name: float(values[position]) for name, values in numbers.items()}
+        colours = "".join(f"--c{n}:{_colour(here[name] / limits[name])};" for n, name in enumerate(numbers))
         tip = ", ".join(f"{name} {signed(value)}" for name, value in here.items())
+        text = token.get("text") or f"[{token.get('id')}]"  # a part of a character has no text of its own
         spans.append(f'<span style="{colours}" title="{escape(tip)}">{escape(text)}</span>')
     stop = escape(str(row.get("stop_reason") or ""))
     return (
@@ -100,17 +99,7 @@ def _colour(share: float) -> str:
     return f"rgba({hue},{min(1.0, abs(share)) * 0.6:.2f})"
 
 
-def _token_kl(row: Mapping[str, Any]) -> NDArray[np.float64]:
-    """log(policy / reference) of each token, in nats."""
-    own, reference = _numbers(row, "logprobs"), _numbers(row, "ref_logprobs")
-    return own - reference if own.size == reference.size else np.empty(0)
-
-
-def _token_texts(row: Mapping[str, Any]) -> list[str]:
-    texts = row.get("token_texts") or row.get("tokens") or []
-    return [str(text) for text in (json.loads(texts) if isinstance(texts, str) else texts)]
-
-
-def _numbers(row: Mapping[str, Any], column: str) -> NDArray[np.float64]:
-    values = row.get(column)
-    return np.array(json.loads(values) if isinstance(values, str) else values or [], dtype=np.float64)
+def _numbers(row: Mapping[str, Any], field: str) -> NDArray[np.float64]:
+    """A field of all tokens; NaN where a token lacks it, empty where the row has no tokens."""
+    values = [token.get(field) for token in row.get("tokens") or ()]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import wandb
-
 from rlhf.tracking.metrics import METRICS
 from rlhf.tracking.pictures import histograms, token_page
-from rlhf.tracking.rollouts import TOKEN_COLUMNS
+from rlhf.tracking.rollout_schema import NESTED_COLUMNS
 from rlhf.tracking.sink import Artifact, Sink
 from rlhf.tracking.wandb_runs import StageRun
 from rlhf.tracking.wandb_settings import WandbSettings
@@ -81,7 +80,7 @@ class WandbSink(Sink):
 
     def log_rollouts(self, rows: Sequence[Mapping[str, Any]], iteration: int) -> None:
         """Adds a table under the iteration's own key, a page of responses token by token, and histograms."""
-        shown = [{k: v for k, v in row.items() if k not in TOKEN_COLUMNS} for row in rows[: self._rows_per_table]]
+        shown = [{k: v for k, v in row.items() if k not in NESTED_COLUMNS} for row in rows[: self._rows_per_table]]
         media: dict[str, Any] = {f"rollouts/iteration_{iteration:06d}": _table(shown)} if shown else {}
         page = token_page(rows, iteration)
         if page is not None:

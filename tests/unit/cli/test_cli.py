@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import rlhf.run.start
 from rlhf.cli.app import app
 from rlhf.config.json_schema import schema
 from rlhf.errors import StageError
+from rlhf.tracking import terminal
 
 CONFIG = "model: {path: org/base}\nsft: {data: d.jsonl}\n"
-COMMANDS = ("run", "sft", "reward", "ppo", "evaluate", "schema", "envs", "rewards", "report", "study")
+COMMANDS = ("run", "sft", "reward", "ppo", "evaluate", "schema", "envs", "metrics", "rewards", "report", "study")
 
 
 @pytest.fixture
@@ -187,3 +189,47 @@ def test_the_package_is_the_command_too(folder: Path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: nothing.yaml: no such config file")
+
+
+def test_version_and_short_help(call):
+    assert re.fullmatch(r"rlhf \d+\.\d+\.\d+\n", call("--version").stdout)
+    assert call("run", "-h").exit_code == 0
+    assert "--json" in call("run", "-h").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--ppo.learning_rate", "1e-5"), "ppo.learning_rate=1e-5."),
+        (("--ppo.learning-rate=1e-5",), "ppo.learning_rate=1e-5."),
+        (("--seed",), "seed=VALUE, with its section in front"),
+    ],
+)
+def test_a_key_that_is_given_like_an_option_gets_a_hint(arguments: tuple[str, ...], hint: str, call):
+    result = call("run", "my.yaml", *arguments)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert f"Keys of the configuration are given without dashes: {hint}" in said
+
+
+def test_a_folder_in_place_of_a_config_gets_a_hint(call, folder: Path):
+    result = call("run", str(folder))
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: {folder} is a folder, and a config is a file. Name one in it: {folder}/my.yaml.\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "mode"), [("--quiet", "quiet"), ("-q", "quiet"), ("--json", "json"), (None, "normal")]
+)
+def test_what_the_terminal_shows_is_chosen(option: str | None, mode: str, call, started):
+    assert call("run", "my.yaml", *([option] if option else [])).exit_code == 0
+    assert terminal._mode == mode
+    terminal.use("normal")
+
+
+def test_metrics_prints_the_page(call):
+    assert call("metrics").stdout == (Path(__file__).parents[3] / "docs" / "metrics.md").read_text("utf-8")
+
+
+def test_completion_can_be_installed(call):
+    assert "--install-completion" in call("--help").stdout

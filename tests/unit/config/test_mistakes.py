@@ -378,7 +378,7 @@ def test_a_file_that_is_not_there_names_its_neighbour(tmp_path: Path):
 
 
 def test_a_folder_and_a_file_of_bytes_are_no_configs(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"cannot be read: Is a directory\. Name a YAML file"):
+    with pytest.raises(ConfigError, match=r"is a folder, and a config is a file\. Name a YAML file"):
         load_config(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("name: caf\xe9\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"byte 10 is not UTF-8\. Save the file as UTF-8"):

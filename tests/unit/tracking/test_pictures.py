@@ -9,18 +9,17 @@ from rlhf.tracking.pictures import histograms, token_page
 
 
 def row(index, score, texts=("a", "b"), rewards=(0.0, 1.0), **more):
-    numbers = {"logprobs": [-1.0] * len(texts), "ref_logprobs": [-1.5] * len(texts), "values": [0.5] * len(texts)}
+    numbers = {"kl": 0.5, "value": 0.5, "advantage": -2.0}
+    tokens = [{"id": 7, "text": text, "reward": reward, **numbers} for text, reward in zip(texts, rewards, strict=True)]
     return {
         "index": index,
         "prompt": f"prompt {index}",
         "score": score,
+        "reward": sum(rewards),
         "kl": 0.5 * len(texts),
         "length": len(texts),
         "stop_reason": "eos",
-        "token_texts": list(texts),
-        "rewards": list(rewards),
-        "advantages": [-2.0] * len(texts),
-        **numbers,
+        "tokens": tokens,
         **more,
     }
 
@@ -76,6 +75,10 @@ def test_hostile_text_stays_text(text):
     found = Spans(token_page([hostile], 1))
     assert found.spans[0][0] == text
     assert found.tags <= {"meta", "title", "style", "b", "input", "label", "section", "h2", "p", "div", "span"}
+
+
+def test_a_part_of_a_character_is_shown_by_its_id():
+    assert [text for text, _ in Spans(token_page([row(0, 1.0, texts=("", "\u00e4"))], 1)).spans] == ["[7]", "\u00e4"]
 
 
 def test_without_token_numbers_there_is_no_page():

@@ -44,7 +44,7 @@ def test_a_stage_that_logs_nothing_leaves_no_folder(tmp_path):
 
 
 def test_histograms_responses_and_hyperparameters_are_shown(tmp_path):
-    row = {"prompt": "<i>Hi</i>", "kl": 0.5, "length": 2, "rewards": [0.0, 1.0]}
+    row = {"prompt": "<i>Hi</i>", "kl": 0.5, "length": 2, "reward": 1.0}
     rows = [{**row, "response": f"r{i}", "score": float(i)} for i in range(12)]
     sink = TensorBoardSink(tmp_path, "ppo", {"ppo": {"kl": {"coefficient": 0.05}, "data": None}})
     sink.log_rollouts(rows, 3)

@@ -29,8 +29,8 @@ config = TrackingConfig(tensorboard=False, rollout_rows_per_table=2, wandb={"tag
 (run / "sft" / "config.json").write_text("{}")
 sft, ppo = Artifact("sft", "model", run / "sft", {}), Artifact("ppo", "model", run / "sft", {})
 data = Artifact("ppo-data", "dataset", None, {"source": "org/prompts"})
-numbers = {"tokens": [1, 2], "logprobs": [-1.0, -2.0], "ref_logprobs": [-1.0, -2.5], "values": [0.0, 0.0],
-           "advantages": [1.0, -1.0], "rewards": [0.0, 1.0]}
+token = {"id": 1, "text": "<i>", "reward": 0.5, "kl": 0.25, "value": 0.0, "advantage": 1.0}
+numbers = {"reward": 1.0, "tokens": [token, token]}
 
 def session(stage, fingerprint, steps, read=(), made=()):
     with Tracker.open(run, config, {"seed": 1, "model": {"path": "x"}}, stage, fingerprint) as tracker:
@@ -134,7 +134,7 @@ def test_every_iteration_has_a_table_a_token_page_and_histograms(tracked, runs):
     found = table(run_dir, "rollouts/iteration_000003")
     column = found["columns"].index("response")
     assert [row[column] for row in found["data"]] == ["r3-0", "r3-1"]
-    assert "rewards" not in found["columns"]
+    assert "tokens" not in found["columns"]
     [row] = [row for row in runs["ppo"][1].history if "rollouts/iteration_000003" in row]
     assert row["ppo/step"] == 3
     names = {key.rpartition("/")[2]: value["_type"] for key, value in row.items() if key.startswith("ppo/histograms/")}
