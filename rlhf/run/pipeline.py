@@ -109,8 +109,10 @@ def run_pipeline(loaded: LoadedConfig, only: str | None = None) -> None:
         save_resolved(loaded, folder.config)
     for number, step in enumerate(steps, start=1):
         why = step.reason or f"skipped, {_when(manifest.stages[step.stage])}"
-        facts = {"number": number, "stages": len(steps), "runs": step.reason is not None, "why": why}
-        terminal.say(f"{step.stage}: {why}", event="stage", stage=step.stage, **facts)
+        runs, of = step.reason is not None, len(steps)
+        terminal.say(
+            f"{step.stage}: {why}", event="stage", stage=step.stage, number=number, stages=of, runs=runs, why=why
+        )
         if step.reason is not None and runtime is not None:
             place = f"stage {number} of {len(steps)}"
             _run_stage(step, config, folder, manifest, runtime, inputs.pop(step.stage), place)
@@ -232,12 +234,24 @@ def _conclude(steps: Sequence[Step], config: Config, folder: RunFolder) -> None:
         from rlhf.report.report import build_report
 
         build_report(folder.root)
+        if has_run:
+            _publish_report(steps, config, folder)
     if any(step.stage == "evaluate" for step in steps):
         print_comparison(terminal.console(), folder.evaluate)
         terminal.emit({"event": "evaluation", **evaluation_facts(folder.evaluate)})
     terminal.say(f"Run folder: {folder.root}", event="run_folder", result=True, path=folder.root)
     if folder.report.is_file():
         terminal.say(f"Report: {folder.report}", event="report", result=True, path=folder.report)
+
+
+def _publish_report(steps: Sequence[Step], config: Config, folder: RunFolder) -> None:
+    """Hands the report to the trackers, as something that the last stage made."""
+    from rlhf.tracking.sink import Artifact
+    from rlhf.tracking.tracker import Tracker
+
+    last, plain = steps[-1], config.model_dump(mode="json")
+    with Tracker.open(folder.root, config.tracking, plain, last.stage, last.fingerprint) as tracker:
+        tracker.log_artifacts([], [Artifact("report", "report", folder.report, {})])
 
 
 def _when(record: StageRecord) -> str:

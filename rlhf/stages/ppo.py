@@ -140,6 +140,7 @@ class Looker:
         self.tracker.log_rollouts(rows, iteration.number + 1)
         self.tracker.log(iteration.metrics, step=iteration.number + 1)
         shown = {name: self.metrics[f"ppo/{name}"] for name in ("score", "kl") if f"ppo/{name}" in self.metrics}
+        self.tracker.progress.note("")
         self.tracker.progress.update(iteration.number + 1, **shown)
 
 

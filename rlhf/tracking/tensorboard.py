@@ -67,8 +67,9 @@ class TensorBoardSink(Sink):
 
             self._writer = SummaryWriter(str(self._folder), purge_step=step)
             if self._hyperparameters:
-                for summary in hparams(self._hyperparameters, {}):  # add_hparams would make a folder of its own
-                    self._writer.file_writer.add_summary(summary)
+                file: Any = self._writer.file_writer
+                for summary in hparams(self._hyperparameters, {}):  # type: ignore[no-untyped-call]
+                    file.add_summary(summary)  # add_hparams would make a folder of its own
         return self._writer
 
 

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 from rlhf.tracking.metrics import METRICS
@@ -221,7 +221,12 @@ def _ask(url: str, found: list[str]) -> None:
 
 
 def _init(
-    mode: str, run_dir: Path, settings: WandbSettings, run_config: Mapping[str, Any], stage: str, run: StageRun
+    mode: Literal["online", "offline"],
+    run_dir: Path,
+    settings: WandbSettings,
+    run_config: Mapping[str, Any],
+    stage: str,
+    run: StageRun,
 ) -> Any:
     own: dict[str, Any] = {"silent": True, "console": "off"}  # capturing the console would double the progress bar
     limits = {"init_timeout": _START_SECONDS, "finish_timeout": _FINISH_SECONDS}

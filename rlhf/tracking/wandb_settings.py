@@ -6,7 +6,7 @@ variable has no effect here, a line of the log says so. W&B itself is not import
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.errors import ConfigError
 
@@ -50,7 +50,7 @@ class WandbSettings:
         notes: Lines for the log: what won over what.
     """
 
-    mode: str
+    mode: Literal["online", "offline", "disabled"]
     project: str
     entity: str | None
     group: str
@@ -88,7 +88,7 @@ def wandb_settings(options: "WandbConfig", environment: Mapping[str, str], run_n
         f"tracking.wandb.{key} is {_shown(given[key])}, so {_VARIABLES[key]}={environment.get(_VARIABLES[key], '')} "
         "is not used"
         for key, value in found.items()
-        if given[key] is not None and tuple(given[key]) != tuple(value)
+        if given[key] is not None and _shown(given[key]) != _shown(value)
     ]
     if chosen["mode"] != "disabled":
         notes += [f"{name} is not used: {why}" for name, why in _WITHOUT_EFFECT.items() if environment.get(name)]
@@ -115,4 +115,4 @@ def _from_environment(key: str, environment: Mapping[str, str]) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    return ", ".join(value) if isinstance(value, list | tuple) else str(value)

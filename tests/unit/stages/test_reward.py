@@ -116,7 +116,7 @@ def test_the_head_starts_with_deviation_one_over_root_of_width_plus_one(data):
 def test_scores_have_mean_0_and_variance_1_on_the_sft_policys_responses(data):
     results, recorder, folder, config = run(data)
     prompts = [pair.prompt for pair in rows_of(config.reward.data, "preferences").train]
-    asked, said = normalisation.sample_responses(config, RunFolder(data / "run"), prompts, CPU)
+    asked, said = normalisation.sample_responses(config, RunFolder(data / "run"), prompts, CPU, Recorder().progress)
     assert len(set(zip(asked, said, strict=True))) > 6
     model = ScalarRewardModel.from_folder(folder)
     normalised, raw = model.score(asked, said), model.raw_score(asked, said)
@@ -132,10 +132,10 @@ def test_scores_have_mean_0_and_variance_1_on_the_sft_policys_responses(data):
 def test_more_samples_than_prompts_are_further_samples_of_each(data):
     config = make_config(data, sft={}, reward={"normalisation_samples": 5, "normalisation_max_response_tokens": 4})
     prompts = ["item 1: say green", [{"role": "user", "content": "item 1: say green"}], "item 2: say blue"]
-    asked, said = normalisation.sample_responses(config, RunFolder(data / "run"), prompts, CPU)
+    asked, said = normalisation.sample_responses(config, RunFolder(data / "run"), prompts, CPU, Recorder().progress)
     assert [str(prompt) for prompt in asked] == [str(prompts[i]) for i in (1, 2, 1, 2, 1)]  # equal prompts are one
     assert len({said[0], said[2], said[4]}) > 1  # three samples of one prompt
-    again = normalisation.sample_responses(config, RunFolder(data / "run"), prompts, CPU)
+    again = normalisation.sample_responses(config, RunFolder(data / "run"), prompts, CPU, Recorder().progress)
     assert again == (asked, said)
 
 
@@ -143,11 +143,11 @@ def test_a_share_of_the_samples_is_the_same_in_another_process(data):
     config = make_config(data, sft={}, reward={"normalisation_samples": 5, "normalisation_max_response_tokens": 4})
     prompts = [f"item {i}: say red" for i in range(4)]
     folder = RunFolder(data / "run")
-    _, alone = normalisation.sample_responses(config, folder, prompts, CPU)
+    _, alone = normalisation.sample_responses(config, folder, prompts, CPU, Recorder().progress)
     shares = []
     for number in range(2):
         process = replace(CPU, rank=number, world_size=2)
-        shares.append(normalisation.sample_responses(config, folder, prompts, process)[1])
+        shares.append(normalisation.sample_responses(config, folder, prompts, process, Recorder().progress)[1])
     assert shares == [alone[0::2], alone[1::2]]
 
 
