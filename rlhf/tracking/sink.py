@@ -1,6 +1,6 @@
 """What a sink is: a place where goes what a stage logs. And the guard around each, so that none ends a training.
 
-The sinks themselves are in files of their own: metrics.jsonl, Parquet, TensorBoard, W&B, Trackio.
+The sinks themselves are in files of their own: metrics.jsonl, Parquet, TensorBoard, W&B.
 """
 
 import logging

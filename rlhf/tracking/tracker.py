@@ -1,7 +1,7 @@
 """The one door for everything that a run wants to show: metrics, rollouts, tables, artifacts.
 
 A stage opens a `Tracker`, logs, and closes it; where things end up (metrics.jsonl and Parquet files of rollouts always,
-TensorBoard, W&B and Trackio as configured) is decided here. Each place is guarded: an error there is warned of once,
+TensorBoard and W&B as configured) is decided here. Each place is guarded: an error there is warned of once,
 switches that place off and never ends the stage. The report is built from the run folder afterwards, by `report`. Only
 the first process of a distributed run writes; the others get a `NullTracker`.
 """
