@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from rlhf.config.data import DataConfig, SourceConfig
+from rlhf.config.paths import resolve_paths
 from rlhf.data import content_hash, load_rows
 from rlhf.data.load import read_source
 from rlhf.errors import DataError
@@ -161,3 +162,12 @@ def test_the_content_hash_of_many_files_follows_each_of_them() -> None:
     before = content_hash(DataConfig(path="saved"))
     datasets.Dataset.from_list(ROWS[:1]).save_to_disk("saved")
     assert content_hash(DataConfig(path="saved")) != before
+
+
+def test_a_glob_may_begin_beside_the_config_file() -> None:
+    write("study/data/a.jsonl", "x")
+    here, beside = (
+        resolve_paths(SourceConfig(path=path), Path("study")).path for path in ("study/*/*", "data/*.jsonl")
+    )
+    assert (here, beside) == ("study/*/*", "study/data/*.jsonl")
+    assert prompts(beside) == ["x"]
