@@ -334,6 +334,11 @@ def test_rows_of_every_trl_format(folder: Path) -> None:
             {"chosen": [user, good, user, good], "rejected": [user, poor, system, poor]},
             Preference([user], "Hello", "What", chosen_turns=[good, user], rejected_turns=[poor, system]),
         ),
+        (  # what they have in common ends where the assistant speaks next
+            "preferences",
+            {"chosen": [user, good, user, good], "rejected": [user, good, system, poor]},
+            Preference([user], "Hello", "What", chosen_turns=[good, user], rejected_turns=[good, system]),
+        ),
         (
             "preferences",
             {"chosen": [user, good], "rejected": [user, poor, user, good]},
