@@ -16,7 +16,7 @@ from reward_models.errors import ChatFormatError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role and content, both text; tool calls of the assistant besides
 Text = str | list[Message]
 
 # A line break stands between a role and its text because common tokenizers never merge it with the word behind it: a
@@ -61,8 +61,19 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_g
     """Return the conversation as text, with the opening of the assistant's next turn if asked for.
 
     Raises:
-        ChatFormatError: The template refuses the conversation or is not valid Jinja.
+        ChatFormatError: The template refuses the conversation, leaves its tool calls out or is not valid Jinja.
     """
+    calls = any(message.get("tool_calls") for message in messages)
+    text = _written(tokenizer, messages, add_generation_prompt)
+    if calls and text == _written(tokenizer, [_without_calls(message) for message in messages], add_generation_prompt):
+        raise ChatFormatError(
+            "The chat template does not write the tool calls of the assistant, so they would be lost. Write them into "
+            "the content, or set chat_template to a Jinja file that writes tool_calls."
+        )
+    return text
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
         ends = {"assistant": str(tokenizer.eos_token)}
         return "".join(message["content"] + ends.get(message["role"], "") for message in messages)
@@ -77,6 +88,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_g
             f"The chat template cannot render a conversation with the roles [{roles}]: {error}. "
             "Change the conversation, or set chat_template to 'plain' or to a Jinja file that allows it."
         ) from error
+
+
+def _without_calls(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "tool_calls"}
 
 
 def around_response(tokenizer: PreTrainedTokenizerBase, messages_after: list[Message] | None = None) -> tuple[str, str]:

@@ -29,12 +29,40 @@ DEFAULT_PROMPTS = (
 )
 
 
+class CheckedPrompts(Sequence[object]):
+    """Rows that have been checked. Many environments may share them, and none of them checks again.
+
+    Args:
+        rows: A row is a string, or a mapping with `prompt` (a string, or messages that do not end with the assistant's)
+            and any further columns. They are not copied.
+
+    Raises:
+        TextEnvError: There are no rows, or a row is malformed; the message names it.
+    """
+
+    def __init__(self, rows: Sequence[object]) -> None:
+        if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable) or not hasattr(rows, "__len__"):
+            raise TextEnvError(
+                f"prompts must be a list of rows, got {type(rows).__name__}; wrap a single prompt in a list."
+            )
+        if not len(rows):
+            raise TextEnvError("prompts is empty; at least one row is needed.")
+        for index, row in enumerate(rows):
+            _parse_row(row, index)
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+
 class PromptsEnv(TextEnv):
     """One response to one prompt; reward 0.0, terminated.
 
     Args:
-        prompts: Rows. A row is a string, or a mapping with `prompt` (a string, or messages that do not end with the
-            assistant's) and any further columns. They are not copied: many environments may share one list.
+        prompts: Rows, as `CheckedPrompts` takes them, or such; not copied.
 
     Raises:
         TextEnvError: There are no rows, or a row is malformed; the message names it.
@@ -43,17 +71,9 @@ class PromptsEnv(TextEnv):
     turns: ClassVar[Turns] = "one"
     reward_source: ClassVar[RewardSource] = "components"
 
-    def __init__(self, prompts: Sequence[str | Mapping[str, Any]] = DEFAULT_PROMPTS) -> None:
+    def __init__(self, prompts: Sequence[object] = DEFAULT_PROMPTS) -> None:
         super().__init__()
-        if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable) or not hasattr(prompts, "__len__"):
-            raise TextEnvError(
-                f"prompts must be a list of rows, got {type(prompts).__name__}; wrap a single prompt in a list."
-            )
-        if not len(prompts):
-            raise TextEnvError("prompts is empty; at least one row is needed.")
-        for index, row in enumerate(prompts):
-            _parse_row(row, index)
-        self._rows = prompts
+        self._rows = prompts if isinstance(prompts, CheckedPrompts) else CheckedPrompts(prompts)
 
     @property
     def num_rows(self) -> int:

@@ -1,20 +1,28 @@
 """Where rows come from, how they are checked, mixed and split."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from rlhf.config.base import Section
 
+Format: TypeAlias = Literal["trl", "sharegpt", "alpaca", "kto", "hh_rlhf"]
+
 
 class SourceConfig(Section):
-    """One file, Hub data set or function."""
+    """One file, several, a Hub data set or a function."""
 
-    path: str = Field(description="File (.jsonl, .parquet, .csv), packaged:NAME, module:function, or Hub id.")
+    path: str = Field(
+        description="File (.jsonl, .json, .csv, .parquet), glob, folder, packaged:NAME, module:function or Hub id."
+    )
+    format: Format = Field("trl", description="Shape of the rows; docs/data.md shows each.")
     weight: float = Field(1.0, gt=0, description="Share of this source in a mix, relative to the others.")
-    split: str = Field("train", description="Split of a Hub data set.")
+    split: str = Field("train", description="Split of a folder or of a Hub data set.")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the source's column.")
+    text_columns: list[str] = Field(
+        default_factory=list, description="CSV columns that stay text though all their cells are numbers or JSON."
+    )
     args: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments of the function, or of load_dataset."
     )
@@ -27,6 +35,9 @@ class DataConfig(Section):
     on_bad_row: Literal["error", "skip"] = Field("error", description="Stop at a bad row, or skip it and count it.")
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of prompts held out for validation.")
     test_fraction: float = Field(0.0, ge=0, lt=1, description="Share of prompts held out for testing.")
+    fold_system: bool = Field(
+        False, description="Put a system message at the head of the first user message, for templates without the role."
+    )
     max_rows: int | None = Field(None, gt=0, description="Use at most this many rows, in order of the prompt's hash.")
     subset: Literal["all", "first_half", "second_half"] = Field(
         "all", description="Use only one half of the prompts, by hash: two disjoint halves for a trained judge."
@@ -51,3 +62,9 @@ class DataConfig(Section):
                 f"validation_fraction {self.validation_fraction} + test_fraction {self.test_fraction} must be below 1"
             )
         return self
+
+
+class PromptDataConfig(DataConfig):
+    """Prompts: nothing is held out for validation unless asked, because no stage would read it."""
+
+    validation_fraction: float = Field(0.0, ge=0, lt=1, description="Share of prompts that are left out.")

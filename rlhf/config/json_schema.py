@@ -13,7 +13,8 @@ def schema() -> dict[str, Any]:
     """The JSON schema, with the short forms of a `data` section."""
     found = Config.model_json_schema()
     definitions = found["$defs"]
-    definitions["DataConfig"] = _with_short_forms(definitions["DataConfig"], definitions["SourceConfig"])
+    for name in ("DataConfig", "PromptDataConfig"):
+        definitions[name] = _with_short_forms(definitions[name], definitions["SourceConfig"])
     return {"$schema": _DIALECT, **found}
 
 

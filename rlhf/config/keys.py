@@ -101,7 +101,7 @@ def _known_beside(path: KeyPath) -> list[str]:
     """The keys of the section that `path` stands in."""
     section = _section_of(locate(path[:-1]).annotation) or Config
     # A single source may be written without `sources`, its keys beside those of the section.
-    return [*section.model_fields, *(SourceConfig.model_fields if section is DataConfig else ())]
+    return [*section.model_fields, *(SourceConfig.model_fields if issubclass(section, DataConfig) else ())]
 
 
 def _union(annotation: Any) -> tuple[Any, ...]:
@@ -131,7 +131,7 @@ def _form(annotation: Any, metadata: list[Any]) -> str:
     section = _section_of(annotation)
     if section is not None:
         keys = f"a section with the keys {', '.join(section.model_fields)}"
-        return f"a data path, or {keys}" if section is DataConfig else keys
+        return f"a data path, or {keys}" if issubclass(section, DataConfig) else keys
     if get_origin(annotation) is Literal:
         values = ["null" if value is None else str(value) for value in get_args(annotation)]
         return values[0] if len(values) == 1 else f"one of {', '.join(values)}"

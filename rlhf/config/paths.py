@@ -6,6 +6,7 @@ config file gets its folder in front; everything else stays as it is written (it
 name), and whoever opens it says what is missing. Free-form `args` and `kwargs` are not touched.
 """
 
+import glob
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,10 @@ def _resolve(value: str, folder: Path) -> str:
     """`value` or `folder/value`; of `file.py:function` only the file counts."""
     file, colon, function = value.rpartition(":") if ".py:" in value else (value, "", "")
     path = Path(file).expanduser()
-    if path.is_absolute() or not file or path.exists() or not (folder / path).exists():
+    if path.is_absolute() or not file or _is_there(path) or not _is_there(folder / path):
         return value
     return f"{folder / path}{colon}{function}"
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or (glob.has_magic(str(path)) and bool(glob.glob(str(path), recursive=True)))

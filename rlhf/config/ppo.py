@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rlhf.config.base import Section
-from rlhf.config.data import DataConfig
+from rlhf.config.data import PromptDataConfig
 
 
 class EnvironmentConfig(Section):
@@ -126,7 +126,7 @@ class PPOSectionConfig(Section):
     """Policy optimisation (Schulman et al., 2017) from a text environment."""
 
     environment: EnvironmentConfig = Field(EnvironmentConfig(), description="Where episodes come from.")
-    data: DataConfig | None = Field(None, description="Prompts of rlhf/Prompts-v0.")
+    data: PromptDataConfig | None = Field(None, description="Prompts of rlhf/Prompts-v0.")
     rewards: dict[str, RewardComponentConfig] = Field(
         default_factory=dict, description="Components of the score; `reward_model` is this run's own."
     )

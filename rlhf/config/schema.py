@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlhf.config.base import Section
-from rlhf.config.data import DataConfig
+from rlhf.config.data import PromptDataConfig
 from rlhf.config.model import ModelConfig
 from rlhf.config.ppo import PPOSectionConfig
 from rlhf.config.training import RewardConfig, SFTConfig
@@ -16,7 +16,7 @@ __all__ = ["Config", "DistributedConfig", "EvaluateConfig", "RuntimeConfig", "Tr
 class EvaluateConfig(Section):
     """The policy before and after PPO side by side on held-out prompts, with the same seeds."""
 
-    data: DataConfig | None = Field(None, description="Held-out prompts; default: the test split of ppo.data.")
+    data: PromptDataConfig | None = Field(None, description="Held-out prompts; default: the test split of ppo.data.")
     max_prompts: int | None = Field(None, gt=0, description="Use at most this many prompts.")
     samples_per_prompt: int = Field(1, gt=0, description="Responses for each prompt and policy.")
     max_response_tokens: int | None = Field(None, gt=0, description="Default: that of ppo.rollout.")
@@ -90,7 +90,7 @@ class Config(Section):
 
     name: str = Field("run", pattern=r"^[\w.-]+$", description="Name of the run and of its folder.")
     runs_dir: str = Field("runs", description="Folder that holds run folders.")
-    seed: int = Field(0, ge=0, description="Governs everything that is random.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Governs everything that is random.")
     model: ModelConfig = Field(description="The policy.")
     sft: SFTConfig | None = Field(None, description="Supervised fine-tuning.")
     reward: RewardConfig | None = Field(None, description="The reward model.")

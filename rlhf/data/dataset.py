@@ -88,11 +88,16 @@ def _load_source(
     max_tokens: int | None,
     total: Report,
 ) -> list[Row]:
-    raw = read_source(source)
-    rows, report = check_rows(raw, kind, on_bad_row=config.on_bad_row, encode=encode, max_tokens=max_tokens)
-    for reason, message in report.examples.items():
-        total.examples.setdefault(reason, message)
-    total.skipped += report.skipped
+    raw = read_source(source, kind)
+    rows, report = check_rows(
+        raw,
+        kind,
+        on_bad_row=config.on_bad_row,
+        fold_system=config.fold_system,
+        encode=encode,
+        max_tokens=max_tokens,
+    )
+    total.merge(report)
     if not raw:
         raise DataError(f"{source.path}: it holds no rows. Give a source that has some.")
     if not rows:

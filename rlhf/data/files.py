@@ -1,55 +1,65 @@
-"""Raw rows from .jsonl, .parquet and .csv files, each with the place a user can look it up at.
+"""Raw rows of one file: its suffix says how it is read, whatever its case, and whether it is unpacked first.
 
-First step of `load.py`. Columns are neither mapped nor checked here; a line that cannot be read becomes a row with a
-problem, so that `on_bad_row` decides about it like about any other bad row.
+First step of `load.py`. Columns are neither mapped nor checked here. The formats themselves are in `json_files.py` and
+`tables.py`; which files a path means, in `origin.py`.
 """
 
-import csv
-import json
+import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, cast
 
 from reward_models.suggest import paths_like
+from rlhf.data.json_files import read_json
+from rlhf.data.raw import RawRow
+from rlhf.data.tables import read_csv, read_parquet
 from rlhf.errors import DataError
 
+READERS: dict[str, Callable[[BinaryIO, str], Iterator[RawRow]]] = {
+    ".jsonl": read_json,
+    ".json": read_json,
+    ".ndjson": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+}
+_PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}  # suffix -> pyarrow's name; Parquet packs its columns itself
+READABLE = f"{', '.join(READERS)} files (all but Parquet also as {', '.join(_PACKED)})"
 
-@dataclass(frozen=True)
-class RawRow:
-    """One row as the source has it.
 
-    Attributes:
-        place: Where it stands, e.g. `train.jsonl, line 3` (lines and rows count from 1).
-        values: Column -> value; empty if the row cannot be read.
-        problem: Why it cannot be read, or None.
-    """
+def is_readable(path: Path) -> bool:
+    """Whether a file's suffix says that `read_file` knows it; the file need not exist."""
+    kind, packing = _suffixes(path)
+    return kind in READERS and not (packing and kind == ".parquet")
 
-    place: str
-    values: dict[str, Any]
-    problem: str | None = None
+
+def is_table_of_text(path: Path) -> bool:
+    """Whether all cells of a file are text: CSV and TSV."""
+    return _suffixes(path)[0] in (".csv", ".tsv")
 
 
 def read_file(path: Path, name: str) -> Iterator[RawRow]:
     """Read the rows of a file.
 
     Args:
-        path: A file whose suffix is one of `READERS`.
+        path: A file that `is_readable`.
         name: What the user calls the file; it opens each row's place.
 
     Raises:
         DataError: If the file as a whole cannot be read.
     """
+    kind, packing = _suffixes(path)
     try:
-        yield from READERS[path.suffix](path, name)
-    except OSError as error:
+        with _open(path, packing) as file:
+            yield from READERS[kind](file, name)
+    except (OSError, EOFError) as error:
         raise DataError(f"{name}: cannot be read: {error}. Check the file and its permissions.") from error
 
 
 def missing_file(path: Path, name: str) -> DataError:
     """The error for a path that does not exist, with similar names from the nearest folder that does."""
     folder, wanted, near = paths_like(path)
-    there = [entry.name for entry in sorted(folder.iterdir()) if entry.suffix in READERS]
+    there = [entry.name for entry in sorted(folder.iterdir()) if is_readable(entry)]
     known = [entry.name for entry in near] or there[:5]
     hint = f"{'did you mean' if near else 'it holds'} {', '.join(known)}" if known else "it holds no data files"
     return DataError(
@@ -58,68 +68,17 @@ def missing_file(path: Path, name: str) -> DataError:
     )
 
 
-def _read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _json_row(line, f"{name}, line {number}")
+def _suffixes(path: Path) -> tuple[str, str | None]:
+    """The suffix that names the format, and the codec of a packed file: `.jsonl`, `gzip` for `a.JSONL.gz`."""
+    last = path.suffix.lower()
+    if last in _PACKED:
+        return Path(path.stem).suffix.lower(), _PACKED[last]
+    return last, None
 
 
-def _json_row(line: bytes, place: str) -> RawRow:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return RawRow(place, {}, f"byte {error.start + 1} is not UTF-8")
-    except json.JSONDecodeError as error:
-        return RawRow(place, {}, f"not JSON: {error.msg} at character {error.pos + 1}")
-    except RecursionError:
-        return RawRow(place, {}, "not JSON of any use: it is nested too deeply")
-    if not isinstance(value, dict):
-        return RawRow(place, {}, f"a JSON {type(value).__name__} instead of an object {{column: value, ...}}")
-    return RawRow(place, value)
-
-
-def _read_csv(path: Path, name: str) -> Iterator[RawRow]:
-    csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is shorter than a long conversation
-    try:
-        # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first column's name
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            line = reader.line_num + 1
-            for cells in reader:
-                if cells:  # a blank line has none
-                    yield _csv_row(header, cells, f"{name}, line {line}")
-                line = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8.") from error
-    except csv.Error as error:
-        raise DataError(f"{name}, line {line}: not CSV: {error}. Quote fields that hold quotes or lines.") from error
-
-
-def _csv_row(header: list[str], cells: list[str], place: str) -> RawRow:
-    if len(cells) != len(header):
-        return RawRow(place, {}, f"{len(cells)} fields instead of the header's {len(header)}: {', '.join(header)}")
-    return RawRow(place, dict(zip(header, cells, strict=True)))
-
-
-def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
+def _open(path: Path, packing: str | None) -> BinaryIO:
+    if packing is None:
+        return path.open("rb")
     import pyarrow
-    import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for values in batch.to_pylist():
-                    number += 1
-                    yield RawRow(f"{name}, row {number}", values)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name}: not a readable Parquet file: {error}. Write it again.") from error
-
-
-READERS: dict[str, Callable[[Path, str], Iterator[RawRow]]] = {
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-}
+    return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(path), compression=packing)))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reward_models.loading import load_callable
-from rlhf.data.files import RawRow
+from rlhf.data.raw import RawRow
 from rlhf.errors import DataError
 
 

@@ -1,83 +1,54 @@
-"""Raw rows of one configured source: a file, a packaged data set, a Hub data set or a function, columns renamed.
+"""Raw rows of one configured source: files, a saved or a Hub data set, or a function; columns renamed, TRL's shape.
 
 Called by `dataset.py`; rows are checked afterwards (`validate.py`).
 """
 
-import importlib.resources
 import json
 import logging
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from reward_models.loading import load_callable, source_files
-from reward_models.suggest import closest, did_you_mean
+from reward_models.suggest import did_you_mean
 from rlhf.config.data import SourceConfig
-from rlhf.data.files import READERS, RawRow, missing_file, read_file
+from rlhf.data.cells import typed
+from rlhf.data.files import is_table_of_text, read_file
+from rlhf.data.formats import convert
 from rlhf.data.functions import read_function
+from rlhf.data.origin import Origin, locate
+from rlhf.data.raw import RawRow
+from rlhf.data.rows import Kind
 from rlhf.errors import DataError
 from rlhf.files.hashes import file_hash, files_hash
 from rlhf.files.hub import dataset_commit
 
 logger = logging.getLogger(__name__)
 
-PACKAGED = "packaged:"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# Data formats of others, named so that data.json is refused as a file and not looked up as a Hub id.
-_OTHER_SUFFIXES = {".json", ".txt", ".tsv", ".arrow", ".xlsx", ".gz", ".zip", ".zst", ".yaml", ".yml", ".py"}
 
-
-@dataclass(frozen=True)
-class Origin:
-    """What a source's `path` turned out to mean."""
-
-    form: Literal["file", "function", "hub"]
-    file: Path | None = None
-
-
-def read_source(source: SourceConfig) -> list[RawRow]:
-    """All rows of a source, columns renamed as its `columns` says.
+def read_source(source: SourceConfig, kind: Kind) -> list[RawRow]:
+    """All rows of a source, columns renamed as its `columns` says, in TRL's shape whatever its `format`.
 
     A renamed column takes the place of one that had the name before.
 
     Raises:
         DataError: If the source cannot be found or read, or lacks a column that `columns` names.
     """
-    return _rename(list(_read(source)), source)
-
-
-def locate(source: SourceConfig) -> Origin:
-    """Find out what a path means, in this order: packaged, file by suffix, function by colon, Hub id.
-
-    Raises:
-        DataError: If it is none of these, or the file does not exist.
-    """
-    path = source.path
-    if path.startswith(PACKAGED):
-        return Origin("file", _packaged_file(path.removeprefix(PACKAGED)))
-    file = Path(path).expanduser()
-    if file.suffix in READERS:
-        if not file.is_file():
-            raise missing_file(file, path)
-        return Origin("file", file)
-    if ":" in path and "://" not in path:
-        return Origin("function")
-    if file.exists() or file.suffix in _OTHER_SUFFIXES or not _HUB_ID.fullmatch(path):
-        what = "a folder" if file.is_dir() else "no file that can be read"
-        raise DataError(
-            f"{path}: {what}. Allowed are {', '.join(READERS)} files, {PACKAGED}NAME, module:function, "
-            "path/to/file.py:function and Hub ids (owner/name)."
-        )
-    if any(file.with_name(file.name + suffix).is_file() for suffix in READERS):  # the suffix was forgotten
-        raise missing_file(file, path)
-    return Origin("hub")
+    origin = locate(source)
+    rows = _rename(list(_read(origin, source)), source)
+    text = bool(origin.files) and all(map(is_table_of_text, origin.files))
+    if source.text_columns and not text:
+        raise DataError(f"{source.path}: text_columns has an effect on CSV and TSV alone: remove it.")
+    if text:
+        _refuse_unknown(source.text_columns, rows, source.path)
+        rows = typed(rows, source.text_columns)
+    return convert(rows, source.format, kind)
 
 
 def source_hash(source: SourceConfig) -> str:
-    """Hash of what a source holds: a file's bytes, or a function's source file and args.
+    """Hash of what a source holds: files' bytes (of several also their names), or a function's source file and args.
 
     A Hub data set is not read: its name, split, args and the commit that it stands for now are hashed.
 
@@ -85,8 +56,10 @@ def source_hash(source: SourceConfig) -> str:
         DataError: If the source cannot be found.
     """
     origin = locate(source)
-    if origin.file is not None:
-        return file_hash(origin.file)
+    if len(origin.files) == 1:
+        return file_hash(origin.files[0])
+    if origin.files:
+        return files_hash(origin.files)
     args = json.dumps(source.args, sort_keys=True, default=repr)
     if origin.form == "function":
         load_callable(source.path, source.path, DataError)  # a misspelt name shows before anything is trained
@@ -101,24 +74,38 @@ def source_hash(source: SourceConfig) -> str:
     return sha256(json.dumps([source.path, source.split, args, commit]).encode()).hexdigest()
 
 
-def _read(source: SourceConfig) -> Iterable[RawRow]:
-    origin = locate(source)
+def _read(origin: Origin, source: SourceConfig) -> Iterable[RawRow]:
     if origin.form == "function":
         return read_function(source.path, source.args)
-    if origin.file is None:
+    if origin.form == "hub":
         return _read_hub(source)
     if source.args:
         raise DataError(f"{source.path}: args {source.args} have no effect on a file: remove them.")
-    return read_file(origin.file, source.path)
+    if origin.form == "saved":
+        return _read_saved(origin.folder, source.path)
+    if len(origin.files) == 1 and not Path(source.path).expanduser().is_dir():
+        return read_file(origin.files[0], source.path)
+    return (row for file in origin.files for row in read_file(file, _short(file)))
 
 
-def _packaged_file(name: str) -> Path:
-    root = Path(str(importlib.resources.files("envs"))) / "data"
-    known = sorted(file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.jsonl"))
-    if name not in known:
-        near = closest(name, known, most=3) or known
-        raise DataError(f"{PACKAGED}{name}: no such packaged data set; there are: {', '.join(near) or 'none'}.")
-    return root / f"{name}.jsonl"
+def _short(file: Path) -> str:
+    """A file of a folder or glob, as it is reached from the current folder."""
+    here = Path.cwd()
+    return str(file.relative_to(here)) if file.is_absolute() and file.is_relative_to(here) else str(file)
+
+
+def _read_saved(folder: Path | None, name: str) -> Iterator[RawRow]:
+    import datasets
+
+    try:
+        rows: Iterable[dict[str, Any]] = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises errors of many kinds, pyarrow's among them
+        raise DataError(
+            f"{name}: save_to_disk wrote this folder, but it cannot be read: {type(error).__name__}: {error}. "
+            "Save it again."
+        ) from error
+    for number, values in enumerate(rows, start=1):
+        yield RawRow(f"{name}, row {number}", dict(values))
 
 
 def _read_hub(source: SourceConfig) -> Iterator[RawRow]:
@@ -136,20 +123,31 @@ def _read_hub(source: SourceConfig) -> Iterator[RawRow]:
 
 
 def _rename(rows: list[RawRow], source: SourceConfig) -> list[RawRow]:
-    present = dict.fromkeys(name for row in rows for name in row.values)  # in order of appearance
+    present = _columns(rows)
     for ours, theirs in source.columns.items():
         if present and theirs not in present:
-            meant = did_you_mean(theirs, present)
-            hint = f" ({meant})" if meant else ""
-            raise DataError(
-                f"{source.path}: columns maps {ours} to {theirs}, which the data does not have{hint}; "
-                f"it has {', '.join(present)}."
-            )
+            raise DataError(f"{source.path}: columns maps {ours} to {_not_there(theirs, present)}")
     taken = set(source.columns.values()) | set(source.columns)
-    return [_renamed(row, source.columns, taken) for row in rows]
+    return [replace(row, values=_renamed(row.values, source.columns, taken)) for row in rows]
 
 
-def _renamed(row: RawRow, columns: dict[str, str], taken: set[str]) -> RawRow:
-    values = {ours: row.values[theirs] for ours, theirs in columns.items() if theirs in row.values}
-    rest = {name: value for name, value in row.values.items() if name not in taken}
-    return RawRow(row.place, {**values, **rest}, row.problem)
+def _renamed(values: dict[str, Any], columns: dict[str, str], taken: set[str]) -> dict[str, Any]:
+    ours = {ours: values[theirs] for ours, theirs in columns.items() if theirs in values}
+    return {**ours, **{name: value for name, value in values.items() if name not in taken}}
+
+
+def _refuse_unknown(names: Sequence[str], rows: list[RawRow], path: str) -> None:
+    present = _columns(rows)
+    for name in names:
+        if present and name not in present:
+            raise DataError(f"{path}: text_columns names {_not_there(name, present)}")
+
+
+def _columns(rows: list[RawRow]) -> dict[str, None]:
+    return dict.fromkeys(name for row in rows for name in row.values)  # in order of appearance
+
+
+def _not_there(name: str, present: Iterable[str]) -> str:
+    meant = did_you_mean(name, present)
+    hint = f" ({meant})" if meant else ""
+    return f"{name}, which the data does not have{hint}; it has {', '.join(present)}."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from reward_models.chat import Text
+from reward_models.chat import Message, Text, to_messages
 
 Kind: TypeAlias = Literal["demonstrations", "preferences", "prompts"]
 
@@ -51,13 +51,37 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two responses to one prompt, the better one first; `tokens` are those of chosen and rejected."""
+    """Two responses to one prompt, the better one first; `tokens` are those of chosen and rejected.
+
+    Attributes:
+        prompt: What both conversations have in common.
+        chosen: The last response of the better one.
+        rejected: The last response of the other one.
+        columns: What else the row had.
+        chosen_turns: Messages between the prompt and `chosen`; empty unless the conversations part earlier.
+        rejected_turns: Messages between the prompt and `rejected`.
+    """
 
     prompt: Text
     chosen: str
     rejected: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    chosen_turns: list[Message] = field(default_factory=list)
+    rejected_turns: list[Message] = field(default_factory=list)
     tokens: tuple[Tokens, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def sides(self) -> tuple[tuple[Text, str], tuple[Text, str]]:
+        """What each response answers, and the response: chosen, rejected."""
+        return (
+            (after_turns(self.prompt, self.chosen_turns), self.chosen),
+            (after_turns(self.prompt, self.rejected_turns), self.rejected),
+        )
+
+
+def after_turns(prompt: Text, turns: list[Message]) -> Text:
+    """A prompt with further messages behind it; without any it stays as it is."""
+    return [*to_messages(prompt), *turns] if turns else prompt
 
 
 @dataclass(frozen=True)
@@ -92,9 +116,14 @@ class Splits(Generic[RowT]):
     examples: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """One line for the log: how many rows each split has, and what was skipped why."""
-        sizes = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
-        if not self.skipped:
-            return sizes
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-        return f"{sizes}; skipped {sum(self.skipped.values())}: {reasons}"
+        """One line for the log: how many rows go where, and what was left out why."""
+        parts = [f"{len(self.train)} row{'' if len(self.train) == 1 else 's'} for training"]
+        parts += [
+            f"{len(rows)} held out for {name}"
+            for name, rows in (("validation", self.validation), ("testing", self.test))
+            if rows
+        ]
+        if self.skipped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+            parts.append(f"{sum(self.skipped.values())} left out ({reasons})")
+        return ", ".join(parts)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from envs.registry import make_text_env
+from envs.tasks.prompts import CheckedPrompts
 from envs.vector import TextVectorEnv
 from reward_models.combine import CombinedReward
 from rlhf.config.ppo import PPOSectionConfig
@@ -41,7 +42,8 @@ def environment_source(
     """
     id, kwargs, turns = section.environment.id, dict(section.environment.kwargs), section.environment.max_turns
     if prompts is not None:
-        id, kwargs = _PROMPTS, {"prompts": [{**row.columns, "prompt": row.prompt} for row in prompts]}
+        rows = CheckedPrompts([{**row.columns, "prompt": row.prompt} for row in prompts])  # once, not in each of them
+        id, kwargs = _PROMPTS, {"prompts": rows}
     # Cut off by Gymnasium's wrapper, so that the environment itself ends the episode.
     environments = [make_text_env(id, max_episode_steps=turns, **kwargs) for _ in range(count)]
     rollout = section.rollout

@@ -223,8 +223,11 @@ def _keep_layers(model_config: PretrainedConfig, num_layers: int | None) -> Pret
             f"model.num_layers {num_layers}: the model has {available} blocks; allowed are 1 to {available}"
         )
     text_config.num_hidden_layers = num_layers
-    if getattr(text_config, "layer_types", None):  # one entry for each block, where blocks differ
-        text_config.layer_types = text_config.layer_types[:num_layers]
+    for name, entries in list(vars(text_config).items()):  # lists with one entry for each block, where blocks differ
+        if "layer" in name and isinstance(entries, list) and len(entries) == available:
+            setattr(text_config, name, entries[:num_layers])
+    if getattr(text_config, "attention_types", None):  # GPT-Neo's short form of attention_layers
+        text_config.attention_types = [[text_config.attention_layers, 1]]
     return model_config
 
 

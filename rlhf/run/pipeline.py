@@ -60,7 +60,7 @@ class Step:
 
 def folder_of(config: Config) -> RunFolder:
     """The run folder that a configuration names."""
-    return RunFolder(Path(config.runs_dir) / config.name)
+    return RunFolder(Path(config.runs_dir).expanduser() / config.name)
 
 
 def make_plan(config: Config, manifest: Manifest, only: str | None = None) -> list[Step]:

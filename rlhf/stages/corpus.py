@@ -21,6 +21,7 @@ def texts(config: Config) -> Iterator[str]:
     if config.reward is not None:
         for pair in load_rows(config.reward.data, "preferences").train:
             yield from _contents(pair.prompt)
+            yield from (turn["content"] for turn in [*pair.chosen_turns, *pair.rejected_turns])
             yield from (pair.chosen, pair.rejected)
     if config.ppo is not None and config.ppo.data is not None:
         for row in load_rows(config.ppo.data, "prompts").train:

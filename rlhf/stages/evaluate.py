@@ -122,6 +122,8 @@ class _Comparison:
         if not (folder.ppo / "config.json").is_file():
             raise StageError(f"{folder.ppo} has no model yet: run `rlhf ppo` first, or `rlhf run` for all stages")
         tokenizer, prompts = inputs or prepare(config, load_tokenizer(config.model, folder=folder.ppo))
+        if prompts is not None:
+            print(f"evaluate: {len(prompts)} held-out prompts", flush=True)
         scorer = build_scorer(config, folder, runtime)
         positions = readable_tokens(config, tokenizer, AutoConfig.from_pretrained(folder.ppo))
         source = held_out_source(config, tokenizer, scorer, prompts, positions)

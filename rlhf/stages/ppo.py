@@ -37,7 +37,7 @@ from rlhf.ppo.trainer import PPO, Iteration
 from rlhf.scoring.limits import readable_tokens
 from rlhf.scoring.scorer import build_scorer, rehearsal_scorer
 from rlhf.stages.base_model import policy_folder, policy_tokenizer
-from rlhf.stages.supervised import Trained, report_skipped, save
+from rlhf.stages.supervised import Trained, report_rows, save
 from rlhf.tracking.token_texts import TokenTexts
 from rlhf.tracking.tracker import Tracker
 
@@ -197,7 +197,7 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase) -> Sequence
     rows = load_rows(
         section.data, "prompts", encode=lambda prompt, _: Tokens(encode_prompt(tokenizer, prompt)), max_tokens=most
     )
-    report_skipped("ppo", rows)
+    report_rows("ppo", rows)
     return rows.train
 
 

@@ -33,7 +33,7 @@ from rlhf.stages.normalisation import normalise
 from rlhf.stages.reward_trainer import RewardTrainer
 from rlhf.stages.supervised import (
     check_positions,
-    report_skipped,
+    report_rows,
     save,
     store_as_computed,
     train,
@@ -99,7 +99,7 @@ def run(
     model: Any = _build(config, folder, tokenizer)
     trunk = fingerprint(model)  # now: the weights are whole, whatever DeepSpeed does with them later
     store_as_computed(model, of_model, config, runtime.for_model(of_model))
-    report_skipped("reward", rows)
+    report_rows("reward", rows)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, model, tokenizer, rows, runtime.for_model(of_model), scratch)
         trained = train(trainer, tracker, "reward", section)

@@ -27,7 +27,7 @@ from rlhf.stages.base_model import policy_tokenizer
 from rlhf.stages.sft_trainer import NO_LOSS, SFTTrainer
 from rlhf.stages.supervised import (
     check_positions,
-    report_skipped,
+    report_rows,
     save,
     store_as_computed,
     train,
@@ -88,7 +88,7 @@ def run(
     tokenizer, rows = inputs or prepare(config, policy_tokenizer(config))
     model = _build(config, tokenizer)
     store_as_computed(model, config.model, config, runtime)
-    report_skipped("sft", rows)
+    report_rows("sft", rows)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(config, model, tokenizer, rows, runtime, scratch)
         trained = train(trainer, tracker, "sft", section)

@@ -30,7 +30,7 @@ from rlhf.stages.trained import LOSS, Trained, save
 from rlhf.tracking.callback import attach
 from rlhf.tracking.tracker import Tracker
 
-__all__ = ["Trained", "check_positions", "report_skipped", "save", "store_as_computed", "train", "training_arguments"]
+__all__ = ["Trained", "check_positions", "report_rows", "save", "store_as_computed", "train", "training_arguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +134,12 @@ def check_positions(stage: str, section: SupervisedConfig, model_config: Pretrai
         )
 
 
-def report_skipped(stage: str, rows: Splits[Any]) -> None:
-    """Say which bad rows were left out; the manifest keeps their numbers."""
-    if rows.skipped and is_main_process():
-        logger.warning("%s: %s. The first: %s", stage, rows.summary(), next(iter(rows.examples.values())))
+def report_rows(stage: str, rows: Splits[Any]) -> None:
+    """Say how many rows go where, and which was the first that was left out; the manifest keeps the numbers."""
+    if is_main_process():
+        print(f"{stage}: {rows.summary()}", flush=True)
+        for message in list(rows.examples.values())[:1]:
+            logger.warning("%s: the first row that was left out: %s", stage, message)
 
 
 def _optimisation(section: SupervisedConfig, known: set[str]) -> dict[str, Any]:

@@ -58,14 +58,16 @@ def pair_accuracy(judge: ScalarRewardModel, section: RewardConfig, data: DataCon
         return Tokens([], encode_dialogue(judge.tokenizer, [*to_messages(prompt), _turn(response or "")]))
 
     pairs: list[Preference] = load_rows(whole, "preferences", encode=encode, max_tokens=section.max_tokens).train
-    prompts = [pair.prompt for pair in pairs]
-    chosen = judge.raw_score(prompts, [pair.chosen for pair in pairs])
-    return pair_metrics(chosen, judge.raw_score(prompts, [pair.rejected for pair in pairs]))
+    chosen, rejected = (
+        judge.raw_score([pair.sides[side][0] for pair in pairs], [pair.sides[side][1] for pair in pairs])
+        for side in (0, 1)
+    )
+    return pair_metrics(chosen, rejected)
 
 
 def last_response(messages: list[Message]) -> str:
     """The text of the last response of a conversation."""
-    return _up_to_the_response(messages)[-1]["content"]
+    return str(_up_to_the_response(messages)[-1]["content"])
 
 
 def _up_to_the_response(messages: list[Message]) -> list[Message]:

@@ -48,7 +48,7 @@ def run_study(path: Path, overrides: Sequence[str], seeds: Sequence[int]) -> Pat
     """
     config = load_config(path, overrides).config
     _check(config, seeds)
-    root = Path(config.runs_dir) / f"{config.name}-study"
+    root = Path(config.runs_dir).expanduser() / f"{config.name}-study"
     shared = [*overrides, f"runs_dir={format_value(str(root))}"]
     runs = [_run_seed(path, shared, seed) for seed in seeds]
     if is_main_process():

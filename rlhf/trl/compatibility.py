@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, Trainer
 
 from rlhf.errors import DataError
+from rlhf.trl.token_dataset import input_ids
 
 _LOOP = "the loop is rlhf.ppo.trainer.PPO; its rollout, score and update are found on trainer.ppo"
 _EVALUATE = "use generate_completions to look at responses, or `rlhf evaluate` to compare two policies"
@@ -69,7 +70,7 @@ def _loader(trainer: Any, name: str, batch_size: int) -> DataLoader[Any]:
     rows = getattr(trainer, name)
     if rows is None:
         raise DataError(f"there is no {name}: give it to the trainer")
-    columns = [{"input_ids": row["input_ids"]} for row in rows]
+    columns = [{"input_ids": input_ids(number, row)} for number, row in enumerate(rows)]
     collate = trainer.data_collator or DataCollatorWithPadding(trainer.processing_class)
     return DataLoader(columns, batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
 

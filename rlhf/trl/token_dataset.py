@@ -176,14 +176,23 @@ def score_tokens(
     return scores
 
 
-def _without_padding(index: int, row: Any, pad_token_id: int | None) -> list[int]:
-    """Return a row's prompt. The attention mask says what is padding; without one, leading and trailing pads are."""
+def input_ids(index: int, row: Any) -> Sequence[int]:
+    """Return the token ids of a row.
+
+    Raises:
+        DataError: The row has none.
+    """
     if "input_ids" not in row:
         raise DataError(
             f"row {index} of the data set has no input_ids; it has {', '.join(row)}. Tokenise the prompts first, e.g. "
             "dataset.map(lambda row: tokenizer(row['prompt']))"
         )
-    ids = [int(token) for token in row["input_ids"]]
+    return row["input_ids"]  # type: ignore[no-any-return]
+
+
+def _without_padding(index: int, row: Any, pad_token_id: int | None) -> list[int]:
+    """Return a row's prompt. The attention mask says what is padding; without one, leading and trailing pads are."""
+    ids = [int(token) for token in input_ids(index, row)]
     if "attention_mask" in row:
         return [token for token, real in zip(ids, row["attention_mask"], strict=True) if real]
     while ids and ids[0] == pad_token_id:

@@ -43,12 +43,13 @@ def test_unknown_keys_are_marked():
 
 
 def test_all_forms_of_a_data_section_are_allowed():
-    path, single, several = schema()["$defs"]["DataConfig"]["anyOf"]
-    assert path["type"] == "string"
-    assert single["required"] == ["path"]
-    assert {"path", "columns", "test_fraction"} <= set(single["properties"])
-    assert "sources" not in single["properties"]
-    assert several["required"] == ["sources"]
+    for name in ("DataConfig", "PromptDataConfig"):
+        path, single, several = schema()["$defs"][name]["anyOf"]
+        assert path["type"] == "string"
+        assert single["required"] == ["path"]
+        assert {"path", "columns", "format", "test_fraction"} <= set(single["properties"])
+        assert "sources" not in single["properties"]
+        assert several["required"] == ["sources"]
 
 
 def test_references_point_somewhere():

@@ -7,7 +7,7 @@ import pytest
 from rlhf.config.load import load_config
 from rlhf.errors import ConfigError
 
-DATA_KEYS = "sources, on_bad_row, validation_fraction, test_fraction, max_rows, subset"
+DATA_KEYS = "sources, on_bad_row, validation_fraction, test_fraction, fold_system, max_rows, subset"
 PPO = "model: {path: m}\nppo:\n  data: {path: p.jsonl}\n  rewards: {polite: {function: length}}\n"
 
 # Text of the file, what the message says about it.
@@ -72,8 +72,8 @@ MISTAKES = {
     ),
     "required key of a list entry missing": (
         "model: {path: m}\nsft:\n  data:\n    sources:\n      - weight: 2\n",
-        "line 5: sft.data.sources.0.path: missing; it is required (File (.jsonl, .parquet, .csv), packaged:NAME, "
-        "module:function, or Hub id.): text",
+        "line 5: sft.data.sources.0.path: missing; it is required (File (.jsonl, .json, .csv, .parquet), "
+        "glob, folder, packaged:NAME, module:function or Hub id.): text",
     ),
     # wrong values
     "number for text": (
@@ -86,15 +86,20 @@ MISTAKES = {
     ),
     "quoted number": (
         'seed: "7"\nmodel: {path: m}\n',
-        "line 1: seed: got '7' (text); allowed: an integer at least 0; write numbers without quotes; the default is 0",
+        "line 1: seed: got '7' (text); allowed: an integer at least 0 and at most 4294967295; write numbers without "
+        "quotes; the default is 0",
     ),
     "fraction for an integer": (
         "seed: 1.5\nmodel: {path: m}\n",
-        "line 1: seed: got 1.5; allowed: an integer at least 0; the default is 0",
+        "line 1: seed: got 1.5; allowed: an integer at least 0 and at most 4294967295; the default is 0",
+    ),
+    "more than generators of random numbers take": (
+        "seed: 4294967296\nmodel: {path: m}\n",
+        "line 1: seed: got 4294967296; allowed: an integer at least 0 and at most 4294967295; the default is 0",
     ),
     "true for an integer": (
         "seed: true\nmodel: {path: m}\n",
-        "line 1: seed: got true; allowed: an integer at least 0; the default is 0",
+        "line 1: seed: got true; allowed: an integer at least 0 and at most 4294967295; the default is 0",
     ),
     "one for true": (
         "model: {path: m, trust_remote_code: 1}\n",
@@ -122,7 +127,7 @@ MISTAKES = {
     ),
     "null where something is needed": (
         "model: {path: m}\nseed: null\n",
-        "line 2: seed: got null; allowed: an integer at least 0; the default is 0",
+        "line 2: seed: got null; allowed: an integer at least 0 and at most 4294967295; the default is 0",
     ),
     "misspelt choice": (
         "model: {path: m, dtype: bf16}\n",

@@ -10,7 +10,7 @@ from reward_models.chat import Text
 from reward_models.errors import ChatFormatError
 from rlhf.config.data import DataConfig
 from rlhf.data import Tokens, load_rows
-from rlhf.data.parse import Reason
+from rlhf.data.messages import Reason
 from rlhf.errors import DataError
 
 USER = {"role": "user", "content": "Hello"}
@@ -39,7 +39,7 @@ BAD_ROWS: list[tuple[str, Any, str, str]] = [
         {"prompt": "x", "answer": "y"},
         "missing_column",
         ", column completion: there is no such column; the row has prompt, answer. "
-        "Add it, or map another one: `columns: {completion: NAME}`.",
+        "Add it, or map another one: `columns: {completion: answer}`.",
     ),
     ("demonstrations", {}, "missing_column", ", column prompt: there is no such column; the row has no columns."),
     ("preferences", {"prompt": "x", "chosen": "y"}, "missing_column", ", column rejected: there is no such column;"),
@@ -68,9 +68,9 @@ BAD_ROWS: list[tuple[str, Any, str, str]] = [
     ),
     (
         "demonstrations",
-        {"messages": [USER, {"role": "assistant", "content": [{"type": "text", "text": "Hi"}]}]},
+        {"messages": [USER, {"role": "assistant", "content": [{"type": "image", "url": "x.png"}]}]},
         "not_text",
-        ", column messages[1].content: [{'type': 'text', 'text': 'Hi'}] is not text.",
+        ", column messages[1].content: [{'type': 'image', 'url': 'x.png'}] is not text.",
     ),
     # messages
     ("demonstrations", {"messages": ["Hello"]}, "malformed_messages", ", column messages[0]: it is 'Hello', not a"),
@@ -86,7 +86,7 @@ BAD_ROWS: list[tuple[str, Any, str, str]] = [
         "demonstrations",
         {"messages": [{"from": "human", "value": "Hello"}]},
         "malformed_messages",
-        ", column messages[0]: it has no role, only from, value: these are other names for role and content.",
+        ", column messages[0]: it has no role, only from, value, which `format: sharegpt` reads.",
     ),
     (
         "demonstrations",
@@ -98,13 +98,25 @@ BAD_ROWS: list[tuple[str, Any, str, str]] = [
         "demonstrations",
         {"messages": [USER, {"role": "bot", "content": "Hi"}]},
         "malformed_messages",
-        ", column messages[1]: role is 'bot'; allowed are system, developer, user, assistant, tool.",
+        ", column messages[1]: role is 'bot'; allowed are system, developer, user, assistant, tool. Rename it;",
     ),
     (
         "demonstrations",
-        {"messages": [USER, {**REPLY, "tool_calls": [{"name": "search"}]}]},
+        {"messages": [USER, {**REPLY, "reasoning": "Hm."}]},
         "malformed_messages",
-        ", column messages[1]: its key tool_calls is not read.",
+        ", column messages[1]: its key reasoning is not read. Write reasoning into the content, or leave the key out.",
+    ),
+    (
+        "demonstrations",
+        {"messages": [USER, {**REPLY, "tool_calls": ["search"]}, USER, REPLY]},
+        "malformed_messages",
+        ', column messages[1]: its tool_calls hold \'search\'. Write {"type": "function", "function": {"name":',
+    ),
+    (
+        "demonstrations",
+        {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "search"}]}]},
+        "malformed_messages",
+        ", column messages: the last message only calls tools, and what is learnt is text. Write the call into",
     ),
     (
         "demonstrations",
@@ -134,7 +146,7 @@ BAD_ROWS: list[tuple[str, Any, str, str]] = [
         "preferences",
         {"chosen": [USER, REPLY], "rejected": [{**USER, "content": "Bye"}, {**REPLY, "content": "So long"}]},
         "malformed_messages",
-        ", column rejected: chosen and rejected differ before their last message, so that they",
+        ", column rejected: chosen and rejected have no message of the user in common at their beginning, so that",
     ),
     (
         "prompts",
@@ -192,7 +204,7 @@ BAD_ROWS: list[tuple[str, Any, str, str]] = [
         "demonstrations",
         {"prompt": "x" * 30, "completion": "y" * 11},
         "too_long",
-        ", column completion: 41 tokens with its prompt, 40 are allowed. Shorten it, or raise max_tokens.",
+        ", column completion: 41 tokens with its prompt, 40 are allowed. Shorten it, or raise sft.max_tokens.",
     ),
     (
         "preferences",
@@ -204,19 +216,58 @@ BAD_ROWS: list[tuple[str, Any, str, str]] = [
         "prompts",
         {"prompt": "x" * 41},
         "too_long",
-        ", column prompt: 41 tokens, 40 are allowed. Shorten it, or raise max_prompt_tokens.",
+        ", column prompt: 41 tokens, 40 are allowed. Shorten it, or raise ppo.rollout.max_prompt_tokens.",
     ),
     (
         "prompts",
         {"prompt": "unrenderable"},
         "refused_by_template",
-        ", column prompt: the chat template refuses it: roles must alternate. Change the messages' order.",
+        ", column prompt: the chat template refuses it: roles must alternate. Mend or remove the row.",
+    ),
+    (
+        "prompts",
+        {"prompt": [{"role": "system", "content": "unrenderable"}, USER]},
+        "refused_by_template",
+        ", column prompt: the chat template refuses it: roles must alternate. If it knows no system role, `fold_sys",
+    ),
+    # other people's shapes, with the key that reads them
+    (
+        "demonstrations",
+        {"conversations": [{"from": "human", "value": "Hello"}]},
+        "missing_column",
+        ", column prompt: there is no such column; the row has conversations. `format: sharegpt` reads conversations.",
+    ),
+    (
+        "demonstrations",
+        {"instruction": "x", "input": "", "output": "y"},
+        "missing_column",
+        ", column prompt: there is no such column; the row has instruction, input, output. `format: alp",
+    ),
+    (
+        "preferences",
+        {"chosen": "\n\nHuman: x\n\nAssistant: y", "rejected": "\n\nHuman: x\n\nAssistant: z"},
+        "missing_column",
+        ", column prompt: there is no such column, and chosen is plain text, so that the prompt cannot be taken from "
+        "it; the row has chosen, rejected. `format: hh_rlhf` reads it, or add it,",
+    ),
+    (
+        "preferences",
+        {"prompt": "x", "completion": "y", "label": True},
+        "missing_column",
+        ", column chosen: there is no such column; the row has prompt, completion, label. `format: kto` reads prompt,",
+    ),
+    (
+        "demonstrations",
+        {"prompt": "x", "response": "y"},
+        "missing_column",
+        ", column completion: there is no such column; the row has prompt, response. "
+        "Add it, or map another one: `columns: {completion: response}`.",
     ),
 ]
 
 
 def encode(prompt: Text, response: str | None) -> Tokens:
-    if prompt == "unrenderable":
+    if "unrenderable" in (prompt, prompt[0]["content"] if isinstance(prompt, list) else ""):
         raise ChatFormatError("roles must alternate")
     text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
     return Tokens([ord(character) for character in text], [ord(character) for character in response or ""])
@@ -258,7 +309,7 @@ def test_a_bad_row_is_skipped_and_counted(folder: Path, kind: Any, row: Any, rea
     assert splits.skipped == {reason: 2}
     assert [row.prompt for row in splits.train] == ["Where is my parcel?"]
     assert splits.examples[reason].startswith(f"rows.jsonl, line 2{message}")
-    assert splits.summary() == f"1 train, 0 validation, 0 test; skipped 2: 2 {reason}"
+    assert splits.summary() == f"1 row for training, 2 left out (2 {reason})"
 
 
 def test_the_table_covers_every_reason_and_at_least_24_messages() -> None:

@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 import rlhf.data.load
-from rlhf.config.data import DataConfig
+from rlhf.config.data import DataConfig, PromptDataConfig
 from rlhf.data import Prompt, Tokens, content_hash, load_rows
 from rlhf.errors import DataError
 
@@ -96,6 +96,19 @@ def test_sources_are_mixed_by_weight_and_held_out_rows_are_not_repeated() -> Non
     assert len(from_b) > len(set(from_b))
     assert len(splits.validation) == len(set(prompts(splits.validation)))
     assert len(set(prompts(splits.train))) + len(splits.validation) == 240
+
+
+def test_prompts_hold_nothing_out_unless_asked() -> None:
+    write("rows.jsonl", numbered(100))
+    splits = load_rows(PromptDataConfig(path="rows.jsonl"), "prompts")
+    assert (len(splits.train), splits.validation, splits.test) == (100, [], [])
+    assert splits.summary() == "100 rows for training"
+    asked = load_rows(PromptDataConfig(path="rows.jsonl", validation_fraction=0.2, test_fraction=0.2), "prompts")
+    sizes = [len(rows) for rows in (asked.train, asked.validation, asked.test)]
+    assert sum(sizes) == 100
+    assert asked.summary() == (
+        f"{sizes[0]} rows for training, {sizes[1]} held out for validation, {sizes[2]} held out for testing"
+    )
 
 
 def test_every_row_has_every_column() -> None:

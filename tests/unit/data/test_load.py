@@ -12,10 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-import rlhf.data.load
+import rlhf.data.origin
 from rlhf.config.data import DataConfig, SourceConfig
 from rlhf.data import Demonstration, Preference, Prompt, load_rows
-from rlhf.data.load import read_source
+from rlhf.data.load import read_source as read_rows
+from rlhf.data.raw import RawRow
 from rlhf.errors import DataError
 
 ROWS = [
@@ -53,6 +54,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def source(path: str, **keys: Any) -> SourceConfig:
     return SourceConfig(path=path, **keys)
+
+
+def read_source(source: SourceConfig) -> list[RawRow]:
+    return read_rows(source, "prompts")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]], encoding: str = "utf-8") -> None:
@@ -95,11 +100,19 @@ def test_parquet_keeps_messages(folder: Path) -> None:
         ("rows.parquet", b"prompt", "rows.parquet: not a readable Parquet file: "),
         ("rows.jsonl", b"", "rows.jsonl: it holds no rows. Give a source that has some."),
         ("rows.csv", b"prompt,topic\n", "rows.csv: it holds no rows."),
+        ("rows.json", b"[]", "rows.json: it holds no rows."),
         (
             "rows.json",
-            b"[]",
-            "rows.json: no file that can be read. Allowed are .jsonl, .parquet, .csv files, packaged:",
+            b'[{"prompt": "x"},\n {"prompt"}]',
+            "rows.json, line 2: the file begins as one array, and that is",
         ),
+        (
+            "rows.xlsx",
+            b"PK",
+            "rows.xlsx: no file that can be read. Allowed are .jsonl, .json, .ndjson, .csv, .tsv, .par",
+        ),
+        ("rows.jsonl.gz", b"[]", "rows.jsonl.gz: cannot be read: "),
+        ("rows.parquet.gz", b"", "rows.parquet.gz: no file that can be read."),
     ],
 )
 def test_a_file_that_cannot_be_read(folder: Path, name: str, content: bytes, message: str) -> None:
@@ -119,7 +132,6 @@ def test_a_file_that_cannot_be_read(folder: Path, name: str, content: bytes, mes
         ("dta/train.jsonl", r"^dta/train\.jsonl: no such file; folder .* has no dta: did you mean data\?"),
         ("data/zzz.csv", r"^data/zzz\.csv: no such file; folder .*data has no zzz\.csv: it holds train\.jsonl\?"),
         ("data/train", r"^data/train: no such file; .* did you mean train\.jsonl\?"),
-        ("data", r"^data: a folder\. Allowed are"),
         ("https://example.org/x.json", r"no file that can be read\. Allowed are"),
         (
             "packaged:support/demonstration",
@@ -151,7 +163,7 @@ def test_a_source_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatc
     (folder / "envs" / "data" / "support").mkdir(parents=True)
     write_jsonl(folder / "envs" / "data" / "support" / "demonstrations.jsonl", ROWS)
     write_jsonl(folder / "envs" / "secret.jsonl", ROWS)
-    monkeypatch.setattr(rlhf.data.load.importlib.resources, "files", lambda package: folder / package)
+    monkeypatch.setattr(rlhf.data.origin.importlib.resources, "files", lambda package: folder / package)
     (folder / "broken.py").write_text("1 / 0")
     with pytest.raises(DataError, match=message):
         load_rows(DataConfig(sources=[{"path": path}]), "prompts")
@@ -291,6 +303,59 @@ def test_rows_of_every_trl_format(folder: Path) -> None:
         ("prompts", {"messages": [user]}, Prompt([user])),
         ("prompts", {"messages": [user, good], "topic": "x"}, Prompt([user], {"completion": "Hello", "topic": "x"})),
         ("prompts", {"prompt": [{**user, "name": None}]}, Prompt([user])),
+        # null and empty columns, as joined tables have them
+        (
+            "demonstrations",
+            {"messages": [user, good], "prompt": None, "completion": None},
+            Demonstration([user], "Hello", {"prompt": None, "completion": None}),
+        ),
+        (
+            "demonstrations",
+            {"prompt": "Hi", "completion": "Hello", "messages": []},
+            Demonstration("Hi", "Hello", {"messages": []}),
+        ),
+        ("prompts", {"messages": [user], "prompt": None}, Prompt([user])),
+        (
+            "preferences",
+            {"prompt": None, "chosen": [user, good], "rejected": [user, poor]},
+            Preference([user], "Hello", "What"),
+        ),
+        ("prompts", {"prompt": [{**user, "tool_calls": [], "images": None}]}, Prompt([user])),
+        # one text in parts, and messages as a dict of lists
+        (
+            "prompts",
+            {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": None}]}]},
+            Prompt([user]),
+        ),
+        ("prompts", {"prompt": {"role": ["user"], "content": ["Hi"]}}, Prompt([user])),
+        # pairs that part before their last turn
+        (
+            "preferences",
+            {"chosen": [user, good, user, good], "rejected": [user, poor, system, poor]},
+            Preference([user], "Hello", "What", chosen_turns=[good, user], rejected_turns=[poor, system]),
+        ),
+        (  # what they have in common ends where the assistant speaks next
+            "preferences",
+            {"chosen": [user, good, user, good], "rejected": [user, good, system, poor]},
+            Preference([user], "Hello", "What", chosen_turns=[good, user], rejected_turns=[good, system]),
+        ),
+        (
+            "preferences",
+            {"chosen": [user, good], "rejected": [user, poor, user, good]},
+            Preference([user], "Hello", "Hello", rejected_turns=[poor, user]),
+        ),
+        (
+            "preferences",
+            {"prompt": [user], "chosen": [user, good, user, good], "rejected": [poor, user, poor]},
+            Preference([user], "Hello", "What", chosen_turns=[good, user], rejected_turns=[poor, user]),
+        ),
+        (
+            "demonstrations",
+            {"prompt": "Hi", "completion": [poor, user, good]},
+            Demonstration([user, poor, user], "Hello"),
+        ),
+        # one message instead of a list
+        ("preferences", {"prompt": "Hi", "chosen": good, "rejected": poor}, Preference("Hi", "Hello", "What")),
     ]
     for kind, row, expected in cases:
         write_jsonl(folder / "rows.jsonl", [row])

@@ -4,7 +4,7 @@ import gymnasium
 import pytest
 
 from envs import TextEnvError
-from envs.tasks.prompts import DEFAULT_PROMPTS, PromptsEnv
+from envs.tasks.prompts import DEFAULT_PROMPTS, CheckedPrompts, PromptsEnv
 
 MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where is my hat?"}]
 
@@ -38,6 +38,27 @@ def test_rows_are_shared_and_not_changed():
     info["prompt"][1]["content"] = "changed"
     assert rows == [{"prompt": MESSAGES, "nested": {"x": [1]}}]
     assert MESSAGES[1]["content"] == "Where is my hat?"
+
+
+class Counted(dict):
+    """A row that counts how often its prompt is read."""
+
+    reads = 0
+
+    def __getitem__(self, key):
+        type(self).reads += key == "prompt"
+        return super().__getitem__(key)
+
+
+def test_many_environments_check_shared_rows_once():
+    rows = [Counted(prompt="a"), Counted(prompt="b")]
+    shared = CheckedPrompts(rows)
+    once = Counted.reads
+    environments = [gymnasium.make("rlhf/Prompts-v0", prompts=shared) for _ in range(8)]
+    assert Counted.reads == once > 0
+    assert {env.unwrapped.num_rows for env in environments} == {2}
+    with pytest.raises(TextEnvError, match=r"prompts\[1\] has no 'prompt'"):
+        CheckedPrompts([{"prompt": "a"}, {}])
 
 
 def test_gymnasium_makes_it_without_arguments():

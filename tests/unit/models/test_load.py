@@ -13,6 +13,8 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -110,6 +112,18 @@ def test_the_first_layers_are_kept(family: str, tokenizer: PreTrainedTokenizerBa
     del blocks[2]
     torch.testing.assert_close(logits(part, tokenizer), logits(whole, tokenizer), atol=0, rtol=0)
     assert load_policy(scratch(family, num_layers=2), tokenizer).config.num_hidden_layers == 2
+
+
+def test_blocks_that_differ_are_kept_with_their_kinds(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    kinds = [[["global", "local"], 2]]
+    config = GPTNeoConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_layers=4, num_heads=4, attention_types=kinds, window_size=8
+    )
+    folder = save(GPTNeoForCausalLM(config), tokenizer, tmp_path / "neo")
+    part = load_policy(ModelConfig(path=folder, num_layers=3), tokenizer)
+    assert part.config.num_layers == 3
+    assert part.config.attention_layers == ["global", "local", "global"]
+    assert same_weights(load_policy(ModelConfig(path=save(part, tokenizer, tmp_path / "part")), tokenizer), part)
 
 
 def test_more_layers_than_there_are(tokenizer: PreTrainedTokenizerBase) -> None:

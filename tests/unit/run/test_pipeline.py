@@ -11,6 +11,7 @@ import pytest
 
 import rlhf.run.pipeline
 from rlhf.config.load import load_config
+from rlhf.config.schema import Config
 from rlhf.errors import DataError, StageError
 from rlhf.files.run_folder import STAGES, RunFolder
 from rlhf.run.manifest import Manifest
@@ -444,3 +445,9 @@ def test_a_finished_run_ends_without_importing_torch(run, stages: Stages, tmp_pa
     lines = done.stdout.splitlines()
     assert lines[-2:] == ["exit 0", "False False"], done.stderr
     assert sum(": skipped, nothing changed since" in line for line in lines) == 4
+
+
+def test_the_folder_of_runs_may_lie_in_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = Config.model_validate({"name": "demo", "runs_dir": "~/runs", "model": {"path": "m"}})
+    assert folder_of(config).root == tmp_path / "runs" / "demo"

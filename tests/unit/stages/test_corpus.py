@@ -30,6 +30,15 @@ def test_training_rows_of_all_stages_are_read_and_held_out_ones_are_not(data):
     assert list(texts(config)) == [asked, "answer", "be kind", asked, "yes", "no", "go on"]
 
 
+def test_turns_of_pairs_that_part_early_are_read(data):
+    folder, _ = data
+    asked, again = {"role": "user", "content": "ask"}, {"role": "user", "content": "again"}
+    said = [{"role": "assistant", "content": text} for text in ("one", "two", "three")]
+    write(folder / "pairs.jsonl", [{"chosen": [asked, said[0], again, said[1]], "rejected": [asked, said[2]]}])
+    pairs = {"path": str(folder / "pairs.jsonl"), "validation_fraction": 0.0}
+    assert list(texts(make_config(folder, reward={"data": pairs}))) == ["ask", "one", "again", "two", "three"]
+
+
 def test_a_stage_that_is_not_there_adds_nothing(data):
     folder, asked = data
     assert list(texts(make_config(folder, sft={}))) == [asked, "answer"]

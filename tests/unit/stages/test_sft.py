@@ -143,14 +143,15 @@ def test_bfloat16_computes_in_bfloat16_over_float32_masters(data):
     assert torch.any(weights(half[2])["lm_head.weight"] != weights(half[2])["lm_head.weight"].bfloat16().float())
 
 
-def test_a_row_that_is_too_long_is_named_or_counted_and_never_cut(data, caplog):
+def test_a_row_that_is_too_long_is_named_or_counted_and_never_cut(data, caplog, capsys):
     rows = [*_rows(data), {"prompt": "tell me", "completion": "very " * 60}]
     write(data / "demonstrations.jsonl", rows)
     with pytest.raises(DataError, match=r"line 31, column completion: \d+ tokens with its prompt, 64 are allowed"):
         run(data, max_tokens=64)
     keys = {"path": str(data / "demonstrations.jsonl"), "validation_fraction": 0.2, "on_bad_row": "skip"}
     results, *_ = run(data, max_tokens=64, data=keys, max_steps=1)
-    assert "skipped 1: 1 too_long" in caplog.text
+    assert "sft: 24 rows for training, 6 held out for validation, 1 left out (1 too_long)\n" in capsys.readouterr().out
+    assert "the first row that was left out: " in caplog.text
     assert results["skipped_rows"] == {"too_long": 1}
     assert results["train_rows"] == 24
 

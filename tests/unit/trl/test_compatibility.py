@@ -8,6 +8,7 @@ from ppo_helpers import prompts, tiny, with_lora
 from transformers import Trainer
 from trl_helpers import make_trainer
 
+from rlhf.errors import DataError
 from rlhf.trl import PPOTrainer, hub
 from rlhf.trl.compatibility import INSTEAD
 
@@ -89,6 +90,13 @@ def test_loaders_pad_the_prompts(tmp_path):
     assert made.num_examples(made.get_train_dataloader()) == 4
     (batch,) = made.get_eval_dataloader()
     assert batch["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+
+
+def test_prompts_that_are_not_tokenised_are_named(tmp_path):
+    made = trainer(tmp_path)
+    made.eval_dataset = [{"input_ids": [3]}, {"prompt": "Hi"}]
+    with pytest.raises(DataError, match=r"row 1 of the data set has no input_ids; it has prompt\. Tokenise"):
+        made.get_eval_dataloader()
 
 
 def test_without_its_adapters_the_policy_is_the_reference(tmp_path):
