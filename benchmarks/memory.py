@@ -111,6 +111,7 @@ def measure(overrides: Iterable[str], root: Path) -> dict[str, int]:
     from rlhf.launch.runtime import Runtime
     from rlhf.ppo.roles import Roles
     from rlhf.ppo.trainer import PPO
+    from rlhf.scoring.scorer import build_scorer
     from rlhf.stages import ppo as stage
     from rlhf.stages.base_model import policy_tokenizer
 
@@ -120,7 +121,9 @@ def measure(overrides: Iterable[str], root: Path) -> dict[str, int]:
     tokenizer = policy_tokenizer(config)
     policy = stage.make_policy(config, folder, tokenizer)
     critic = stage.make_critic(config, folder, tokenizer, policy)
-    source = stage.make_source(config, folder, tokenizer, policy, runtime)
+    inputs = stage.Inputs(tokenizer, stage.load_prompts(config, tokenizer))
+    scorer = build_scorer(config, folder, runtime, policy)
+    source = stage.make_source(config, inputs, scorer, policy.config, count=config.ppo.episodes_per_iteration)
     stop = (int(tokenizer.eos_token_id),)
     generator = TorchGenerator(policy, config.ppo.rollout, stop, tokenizer.decode, runtime)
     ppo = PPO(config.ppo, Roles(policy, critic), source, generator, runtime, seed=config.seed)

@@ -160,8 +160,9 @@ def make_policy(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenize
 
 def make_critic(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, policy: nn.Module) -> Any:
     """Load the critic from the configured origin; None where the loop makes a new one on the policy's trunk."""
-    section = _section(config).critic
-    if not ESTIMATORS[config.ppo.advantage].uses_critic:
+    whole = _section(config)
+    section = whole.critic
+    if not ESTIMATORS[whole.advantage].uses_critic:
         return None
     if section.type != "separate":
         return load_critic(section.path, policy) if section.path is not None else None
@@ -174,7 +175,7 @@ def make_critic(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenize
         origin: Any = section.path
         critic = load_critic(origin)
     else:
-        origin = config.ppo.rewards["reward_model"].path or folder.reward
+        origin = whole.rewards["reward_model"].path or folder.reward
         critic = load_sequence_classifier(origin, tokenizer, seed=config.seed)
     if critic.config.vocab_size != len(tokenizer) and critic.get_input_embeddings().num_embeddings < len(tokenizer):
         raise StageError(

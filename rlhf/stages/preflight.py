@@ -48,8 +48,8 @@ def preflight(config: Config, stages: Sequence[str]) -> dict[str, Any]:
         except UserError as error:
             mistakes[stage] = error
     if len(mistakes) > 1:
-        found = [f"{stage}: {error}" for stage, error in mistakes.items()]
+        found = [f"{stage}: {mistake}" for stage, mistake in mistakes.items()]
         raise StageError("\n".join([f"{len(found)} mistakes, found before anything was trained:", *found]))
-    for error in mistakes.values():
-        raise error
+    for mistake in mistakes.values():
+        raise mistake
     return prepared
