@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from rlhf.cli import finished_runs, listings, stages
+from rlhf.cli import finished_runs, listings, probe, stages
 
 __all__ = ["app", "main"]
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for family in (stages, finished_runs, listings):
+for family in (stages, finished_runs, listings, probe):
     app.add_typer(family.commands)
 
 

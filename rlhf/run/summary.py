@@ -19,7 +19,8 @@ def print_comparison(console: Console, path: Path) -> None:
     """
     evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     policies: list[str] = evaluation.get("policies", [])
-    table = Table(title=f"Before and after, {evaluation.get('prompts', '?')} held-out prompts", title_justify="left")
+    asked = f"{evaluation.get('prompts', '?')} {evaluation.get('asked', 'held-out prompts')}"
+    table = Table(title=f"Before and after, {asked}", title_justify="left")
     table.add_column("metric")
     for policy in policies:
         table.add_column(policy, justify="right")

@@ -70,7 +70,12 @@ _PPO = {
     "score_std": ("Standard deviation of the scores over the episodes", "score"),
     "reward": ("What is maximised: score minus KL penalty, summed over an episode, mean over episodes", "score"),
     "components/<name>": ("One reward component, unweighted, mean over the episodes to which it applies", "score"),
+    "environments/<name>": (
+        "Score, scored episodes or response tokens of one of several environments, mean",
+        "its own",
+    ),
     "unscored_episodes": ("Episodes that no component could score; they stay out of the update", "episodes"),
+    "failed_episodes": ("Episodes whose environment failed; they stay out of the update", "episodes"),
     "kl": ("log(policy / reference) summed over an episode's sampled tokens, mean over episodes", "nats"),
     "kl_coefficient": ("Weight of the KL penalty in this iteration", "score per nat"),
     "kl_penalty": ("kl_coefficient times KL, subtracted from the score, mean over episodes", "score"),
