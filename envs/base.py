@@ -118,11 +118,16 @@ class TextEnv(gymnasium.Env, ABC):  # type: ignore[misc]  # Gymnasium is not fol
             The newest message, and `info`.
 
         Raises:
-            TextEnvError: An option is unknown, or the index is no integer or out of range.
+            TextEnvError: An option is unknown, the index is no integer or out of range, or `open_row` gives no Opening.
         """
         super().reset(seed=seed)
         self._index = self._choose(options or {})
-        self._opening = copy.deepcopy(self.open_row(self._index))
+        opening = self.open_row(self._index)
+        if not isinstance(opening, Opening):
+            raise TextEnvError(
+                f"{type(self).__name__}.open_row returned {type(opening).__name__}; it must return envs.Opening."
+            )
+        self._opening = copy.deepcopy(opening)
         self._messages = to_messages(self._opening.prompt)
         self._over = False
         return self._messages[-1]["content"], self._info(self._opening, self._opening.details)
@@ -134,7 +139,7 @@ class TextEnv(gymnasium.Env, ABC):  # type: ignore[misc]  # Gymnasium is not fol
             The user's next message (`""` if none), the reward, terminated, truncated, and `info`.
 
         Raises:
-            TextEnvError: `action` is no string of the action space, or no episode is going on.
+            TextEnvError: `action` is no string of the action space, no episode is going on, or `reply` gives no Reply.
         """
         if self._opening is None:
             raise TextEnvError("step was called before the first reset; call reset first.")
@@ -142,6 +147,10 @@ class TextEnv(gymnasium.Env, ABC):  # type: ignore[misc]  # Gymnasium is not fol
             raise TextEnvError("The episode has ended (terminated or truncated); call reset before the next step.")
         self._check_action(action)
         reply = self.reply(action)
+        if not isinstance(reply, Reply):
+            raise TextEnvError(
+                f"{type(self).__name__}.reply returned {type(reply).__name__}; it must return envs.Reply."
+            )
         self._messages.append({"role": "assistant", "content": action})
         if reply.message is not None:
             self._messages.append({"role": "user", "content": reply.message})

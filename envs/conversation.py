@@ -13,6 +13,7 @@ import gymnasium
 from gymnasium.utils import RecordConstructorArgs
 
 from envs.base import TextEnv
+from envs.calls import checked_reset, checked_step
 from envs.errors import TextEnvError
 from reward_models.chat import Message, to_messages
 from reward_models.errors import ChatFormatError
@@ -47,16 +48,14 @@ class Conversation(gymnasium.Wrapper, RecordConstructorArgs):  # type: ignore[mi
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Reset the environment and begin the conversation with its observation."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        text = self._text(observation)
+        text, info = checked_reset(self.env, seed, options)
         self._messages = self._given(info, None) or [{"role": "user", "content": text}]
         self._prompt = copy.deepcopy(info.get("prompt", self._messages))
         return text, self._completed(info)
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
         """Step the environment, and add the response and the new observation to the conversation."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        text = self._text(observation)
+        text, reward, terminated, truncated, info = checked_step(self.env, action)
         self._messages.append({"role": "assistant", "content": action})
         if text or not (terminated or truncated):
             self._messages.append({"role": "user", "content": text})
@@ -66,14 +65,6 @@ class Conversation(gymnasium.Wrapper, RecordConstructorArgs):  # type: ignore[mi
     def _completed(self, info: dict[str, Any]) -> dict[str, Any]:
         messages = [dict(message) for message in self._messages]
         return {"columns": {}, **info, "messages": messages, "prompt": copy.deepcopy(self._prompt)}
-
-    def _text(self, observation: object) -> str:
-        if not isinstance(observation, str):
-            raise TextEnvError(
-                f"{self.env} returned an observation of type {type(observation).__name__}; "
-                "a text environment returns a string."
-            )
-        return str(observation)  # np.str_ is a str too, but not one that JSON and Parquet writers all take
 
     def _given(self, info: dict[str, Any], response: str | None) -> list[Message] | None:
         """Return the messages that the environment itself gives, if any; they must hold `response`."""

@@ -15,9 +15,15 @@ from gymnasium.spaces import Text
 from envs.conversation import with_conversation
 from envs.errors import TextEnvError
 from envs.listing import list_envs
+from reward_models.errors import UserError
 
 _ENTRY_POINTS = {
     "rlhf/Dialogue-v0": "envs.tasks.dialogue:DialogueEnv",
+    "rlhf/ProbeCopy-v0": "envs.tasks.probes:CopyProbe",
+    "rlhf/ProbeDelay-v0": "envs.tasks.probes:DelayProbe",
+    "rlhf/ProbeNoise-v0": "envs.tasks.probes:NoiseProbe",
+    "rlhf/ProbeToken-v0": "envs.tasks.probes:TokenProbe",
+    "rlhf/ProbeTwoTurns-v0": "envs.tasks.probes:TwoTurnsProbe",
     "rlhf/Prompts-v0": "envs.tasks.prompts:PromptsEnv",
 }
 
@@ -41,7 +47,7 @@ def make_text_env(id: str, **kwargs: Any) -> Any:
         certain characters, responses outside it are handed over all the same: a policy cannot be held to them.
 
     Raises:
-        TextEnvError: The id is not registered, its module cannot be imported, the arguments do not fit, or one of its
+        TextEnvError: The id is not registered, its module cannot be imported, its constructor raises, or one of its
             spaces is not text.
     """
     env = _make(id, kwargs)
@@ -77,21 +83,22 @@ def _make(id: object, kwargs: dict[str, Any]) -> Any:
             f"{id!r} cannot be made: {error} Text environments that are registered: {known}. "
             "The id of another package needs its module in front, as in 'module:id'."
         ) from error
-    except TypeError as error:
-        # Gymnasium re-raises what the constructor raised. Without an inner frame the call itself failed: wrong
-        # arguments. With one, the constructor has a bug, which must keep its traceback.
-        if error.__cause__ is None or error.__cause__.__traceback__ is None or error.__cause__.__traceback__.tb_next:
-            raise
-        raise TextEnvError(f"{id!r} does not take the arguments {sorted(kwargs)}: {error.__cause__}.") from error
+    except UserError:
+        raise
+    except Exception as error:
+        # Gymnasium repeats a TypeError with the values of the arguments, which may be secret or long; not so its cause.
+        cause = error.__cause__ if isinstance(error, TypeError) and error.__cause__ is not None else error
+        raise TextEnvError(
+            f"{id!r} cannot be made with the arguments {sorted(kwargs)}: {type(cause).__name__}: {cause}. Change "
+            "ppo.environment.kwargs, or mend the environment (--debug shows where it was raised)."
+        ) from error
 
 
 def _import(module: str, id: str) -> None:
     try:
         importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):  # the module is there, but something that it imports is not
-            raise
-        raise TextEnvError(
-            f"The environment id {id!r} names the module {module!r}, which cannot be found. "
-            "Install it, or add its folder to PYTHONPATH."
-        ) from error
+    except Exception as error:
+        absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        what = "cannot be found" if absent else f"cannot be imported: {type(error).__name__}: {error}"
+        way_out = "Install it, or add its folder to PYTHONPATH." if absent else "Mend the module (--debug shows where)."
+        raise TextEnvError(f"The environment id {id!r} names the module {module!r}, which {what}. {way_out}") from error

@@ -2,6 +2,7 @@
 
 Gymnasium's own `Text` admits only characters of a finite set and compares spaces by that set. What people and language
 models write cannot be listed that way. It says nothing about the length in tokens, which depends on a tokenizer.
+Gymnasium's shared memory is refused at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import string
 from typing import Any
 
 import numpy as np
+from gymnasium.error import CustomSpaceError
 from gymnasium.spaces import Text
+from gymnasium.vector.utils import create_shared_memory
 
 MAX_TEXT_LENGTH = 1_000_000  # characters; far more than a model's context, so that it never cuts anything by chance
 
@@ -76,3 +79,12 @@ class UnicodeText(Text):  # type: ignore[misc]  # Gymnasium is not followed by m
 
     def __repr__(self) -> str:
         return f"UnicodeText({self.max_length}, min_length={self.min_length})"
+
+
+@create_shared_memory.register(UnicodeText)  # type: ignore[untyped-decorator]
+def _refuse(space: UnicodeText, n: int = 1, ctx: Any = None) -> Any:
+    """Refuse shared memory: `AsyncVectorEnv` reads texts from it once, when nothing is said yet, and never again."""
+    raise CustomSpaceError(
+        "Text cannot lie in shared memory. Give make_vec vector_kwargs={'shared_memory': False}, or use "
+        "envs.TextVectorEnv with workers."
+    )

@@ -1,18 +1,18 @@
 """Many text environments stepped together, their finished episodes scored in one call.
 
 The rollout hands in one response for each environment that is still going. Rewards of the environments come back with
-the scores of `reward_models.combine` already added, on the step that ended the episode. Nothing is reset by itself,
-nothing runs in parallel, and tokens occur only as the ids that reward functions may ask for.
+the scores of `reward_models.combine` already added, on the step that ended the episode. Nothing is reset by itself, and
+tokens occur only as the ids that reward functions may ask for. What an environment returns is checked in `calls`, and
+what scoring has to know of an episode stands in `scored`.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -20,62 +20,72 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from envs.calls import checked_reset, checked_step, explained, name_of, run_all
 from envs.conversation import with_conversation
-from envs.errors import TextEnvError
+from envs.errors import EpisodeError, TextEnvError
 from envs.registry import check_text_spaces
-from reward_models.chat import Message, Text, to_messages
+from envs.scored import EpisodeState, Info, score_episodes
 
 if TYPE_CHECKING:
     from reward_models.combine import CombinedReward
 
-Info = dict[str, Any]
-Flags = npt.NDArray[np.bool_]
-Rewards = npt.NDArray[np.float64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Rewards: TypeAlias = npt.NDArray[np.float64]
+OnError: TypeAlias = Literal["raise", "drop"]
 
-
-@dataclass
-class _Episode:
-    """What scoring needs to know of one environment's episode."""
-
-    prompt: Text
-    messages: list[Message]  # the conversation so far
-    context: list[Message]  # the conversation before the last response
-    turns: int = 0
-    over: bool = False
-    info: Info = field(default_factory=dict)  # of the last step
-    completion_ids: list[int] | None = None  # of the last response
-
-    @property
-    def scored_prompt(self) -> Text:
-        return self.prompt if self.turns == 1 else self.context
+_RESPONSE_SHOWN = 200  # characters
 
 
 class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not followed by mypy
     """N text environments side by side. Unlike Gymnasium's own, `infos` is a list with one dict per environment.
 
+    An environment fails if it raises, takes too long, or returns what it must not. `on_error` says what that costs:
+    with `"drop"` the episode is over, truncated, with the reward NaN, and its info has `failure`, a sentence; the
+    others go on. A failed environment is made anew if it came as a function.
+
     Args:
         envs: Environments with text spaces, or functions that make them; at least one.
         scorer: Scores finished episodes; None leaves the environments' own rewards alone.
+        on_error: Whether a failing environment raises `EpisodeError` or loses its episode.
+        workers: Environments that are reset or stepped at the same time, each in a thread. Each has a random generator
+            of its own, so their number changes no result, unless environments share state.
+        timeout_seconds: A reset or step that takes longer has failed; then `envs` must be functions.
 
     Attributes:
         failures: How often each component of the scorer has failed so far, by name.
 
     Raises:
-        TextEnvError: There is no environment, one occurs twice, or one has a space that is not text.
+        TextEnvError: There is no environment, one occurs twice, one has a space that is not text, or there is a
+            timeout, but an environment that cannot be made anew.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
 
-    def __init__(self, envs: Sequence[Any | Callable[[], Any]], scorer: CombinedReward | None = None) -> None:
-        made = [env if isinstance(env, gymnasium.Env) else env() for env in envs]
-        if not made:
+    def __init__(
+        self,
+        envs: Sequence[Any | Callable[[], Any]],
+        scorer: CombinedReward | None = None,
+        *,
+        on_error: OnError = "raise",
+        workers: int = 1,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        if not len(envs):
             raise TextEnvError("envs is empty; at least one environment is needed.")
+        self._makers = [None if isinstance(env, gymnasium.Env) else env for env in envs]
+        if timeout_seconds is not None and None in self._makers:
+            raise TextEnvError(
+                f"timeout_seconds is {timeout_seconds:g}, but envs holds environments: one that is given up must be "
+                "made anew, so give functions that make them."
+            )
+        made = [env if make is None else make() for env, make in zip(envs, self._makers, strict=True)]
         if len({id(env) for env in made}) < len(made):
             raise TextEnvError("The same environment object occurs twice in envs; make each one separately.")
         for i, env in enumerate(made):
             check_text_spaces(env, f"envs[{i}] ({env})")
         self.envs = [with_conversation(env) for env in made]
         self.scorer = scorer
+        self.on_error, self.workers, self.timeout_seconds = on_error, workers, timeout_seconds
         self.failures: Counter[str] = Counter()
         self.num_envs = len(self.envs)
         self.single_observation_space = self.envs[0].observation_space
@@ -83,9 +93,15 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
         self.observation_space = spaces.Tuple([copy.deepcopy(env.observation_space) for env in self.envs])
         self.action_space = spaces.Tuple([copy.deepcopy(env.action_space) for env in self.envs])
         self._observations = [""] * self.num_envs
-        self._episodes: list[_Episode] = []  # empty until the first reset
+        self._episodes: list[EpisodeState] = []  # empty until the first reset
         self._terminated = np.zeros(self.num_envs, dtype=np.bool_)
         self._truncated = np.zeros(self.num_envs, dtype=np.bool_)
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows that `options={"index": i}` chooses from; None if the environments do not number them."""
+        rows: int | None = getattr(self.envs[0].unwrapped, "num_rows", None)
+        return rows
 
     def reset(
         self,
@@ -104,23 +120,24 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
 
         Raises:
             TextEnvError: A sequence does not have N entries, or an environment refuses its option.
+            EpisodeError: An environment failed, and `on_error` is `"raise"`.
         """
         if isinstance(seed, int | np.integer):
             seed = range(seed, seed + self.num_envs)
-        seeds = self._one_each(seed, "seed")
+        # Gymnasium refuses NumPy's integers.
+        seeds = [None if each is None else int(each) for each in self._one_each(seed, "seed")]
         choices = [options] * self.num_envs if isinstance(options, dict) else self._one_each(options, "options")
-        infos: list[Info] = []
-        episodes = []
         self._episodes = []  # if an environment refuses, a step needs another reset
-        for i, env in enumerate(self.envs):
-            own_seed = None if seeds[i] is None else int(seeds[i])  # Gymnasium refuses NumPy's integers
-            self._observations[i], info = env.reset(seed=own_seed, options=copy.copy(choices[i]))
-            prompt, messages = copy.deepcopy((info["prompt"], info["messages"]))
-            episodes.append(_Episode(prompt, messages, context=[]))
-            infos.append(info)
-        self._episodes = episodes
+        begin = [
+            partial(checked_reset, env, own_seed, copy.copy(choice))
+            for env, own_seed, choice in zip(self.envs, seeds, choices, strict=True)
+        ]
+        outcomes = run_all(begin, self.workers, self.timeout_seconds)
         self._terminated[:] = False
         self._truncated[:] = False
+        episodes = [EpisodeState(_origin(own, choice)) for own, choice in zip(seeds, choices, strict=True)]
+        infos = [self._begun(i, episode, outcomes[i]) for i, episode in enumerate(episodes)]
+        self._episodes = episodes
         return tuple(self._observations), infos
 
     def step(
@@ -134,8 +151,8 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
         - `env_reward`: the environment's own reward for this response, float;
         - `score`: the scorer's total, 0.0 unless the episode ended in this step and there is a scorer;
         - `components`: the scorer's raw values by name, NaN where one did not apply; `{}` where nothing was scored;
-        - `scored`: False if no component applied. Then score and reward are NaN, and the episode must stay out of the
-          update.
+        - `scored`: False if no component applied, or the environment failed. Then score and reward are NaN, and the
+          episode must stay out of the update.
 
         The scorer sees `info["prompt"]` in the row's form, and the response in the form that TRL gives it: a string, or
         messages if the prompt is messages. After several responses the prompt is the conversation before the last one,
@@ -149,8 +166,8 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
             Observations (N,), rewards (N,) float64, terminated (N,), truncated (N,) and infos (N,).
 
         Raises:
-            TextEnvError: The lengths do not fit, a response is meant for an environment that is not in an episode, or
-                an environment returns a reward that is not finite.
+            TextEnvError: The lengths do not fit, or a response is meant for an environment that is not in an episode.
+            EpisodeError: An environment failed, and `on_error` is `"raise"`.
         """
         responses = self._one_each(actions, "actions")
         ids = None if completion_ids is None else self._one_each(completion_ids, "completion_ids")
@@ -158,14 +175,15 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         infos: list[Info] = [{} for _ in self.envs]
         stepped = [i for i, response in enumerate(responses) if response is not None]
-        for i in stepped:
-            rewards[i], infos[i] = self._step_one(i, responses[i])
-            self._episodes[i].info, self._episodes[i].completion_ids = infos[i], None if ids is None else ids[i]
-        ended = [i for i in stepped if self._episodes[i].over]
-        if self.scorer is not None and ended:
-            self._score(self.scorer, ended, responses, ids, infos)
-            for i in ended:
-                rewards[i] += infos[i]["score"]  # NaN stays NaN: nobody could score this episode
+        calls = [partial(checked_step, self.envs[i], responses[i]) for i in stepped]
+        for i, outcome in zip(stepped, run_all(calls, self.workers, self.timeout_seconds), strict=True):
+            episode = self._episodes[i]
+            episode.response, episode.completion_ids = responses[i], None if ids is None else ids[i]
+            rewards[i], infos[i] = self._stepped(i, episode, outcome)
+        ended = [i for i in stepped if self._episodes[i].over and "failure" not in infos[i]]
+        self._score(ended, infos)
+        for i in ended:
+            rewards[i] += infos[i]["score"]  # NaN stays NaN: nobody could score this episode
         return tuple(self._observations), rewards, self._terminated.copy(), self._truncated.copy(), infos
 
     def truncate(self, numbers: Sequence[int]) -> tuple[Rewards, list[Info]]:
@@ -188,13 +206,8 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
                 raise TextEnvError(
                     f"envs[{i}] is not within an episode that has a response; only such a one is cut off."
                 )
-        infos: list[Info] = [dict(episode.info) for episode in self._episodes]
-        responses = [episode.messages[len(episode.context)]["content"] if episode.turns else None
-                     for episode in self._episodes]  # fmt: skip
-        ids = [episode.completion_ids for episode in self._episodes]
-        if self.scorer is not None and numbers:
-            known = all(ids[i] is not None for i in numbers)
-            self._score(self.scorer, list(numbers), responses, ids if known else None, infos)
+        infos = [dict(episode.info) for episode in self._episodes]
+        self._score(numbers, infos)
         for i in numbers:
             self._episodes[i].over, self._truncated[i] = True, True
         chosen = [infos[i] for i in numbers]
@@ -205,40 +218,44 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
         for env in self.envs:
             env.close()
 
-    def _step_one(self, i: int, response: str) -> tuple[float, Info]:
-        self._observations[i], given, terminated, truncated, info = self.envs[i].step(response)
-        reward = float(given)
-        if not math.isfinite(reward):
-            raise TextEnvError(f"envs[{i}] ({self.envs[i]}) returned the reward {reward}; it must be a finite number.")
-        self._terminated[i], self._truncated[i] = terminated, truncated
-        episode = self._episodes[i]
+    def _begun(self, i: int, episode: EpisodeState, outcome: Any) -> Info:
+        """Write down how environment `i` began its episode; return its info."""
+        if isinstance(outcome, Exception):
+            return self._failed(i, episode, outcome, "reset")
+        self._observations[i], info = outcome
+        episode.prompt, episode.messages = copy.deepcopy((info["prompt"], info["messages"]))
+        episode.info = dict(info)
+        return dict(info)
+
+    def _stepped(self, i: int, episode: EpisodeState, outcome: Any) -> tuple[float, Info]:
+        """Write down what environment `i` answered; return its reward and info."""
+        if isinstance(outcome, Exception):
+            said = f"step {episode.turns + 1}, given the response {episode.response[:_RESPONSE_SHOWN]!r},"
+            return np.nan, self._failed(i, episode, outcome, said)
+        self._observations[i], reward, self._terminated[i], self._truncated[i], info = outcome
         episode.context, episode.messages = episode.messages, copy.deepcopy(info["messages"])
         episode.turns += 1
-        episode.over = bool(terminated or truncated)
-        return reward, {**info, "env_reward": reward, "score": 0.0, "components": {}, "scored": True}
+        episode.over = bool(self._terminated[i] or self._truncated[i])
+        episode.info = {**info, "env_reward": reward, "score": 0.0, "components": {}, "scored": True}
+        return reward, dict(episode.info)
 
-    def _score(
-        self,
-        scorer: CombinedReward,
-        ended: list[int],
-        responses: list[Any],
-        ids: list[Any] | None,
-        infos: list[Info],
-    ) -> None:
-        """Score the environments `ended` and write the results into their `infos`."""
-        prompts = [self._episodes[i].scored_prompt for i in ended]
-        if any(isinstance(prompt, list) for prompt in prompts):
-            prompts = [to_messages(prompt) for prompt in prompts]
-        completions = [_completion(prompt, responses[i]) for prompt, i in zip(prompts, ended, strict=True)]
-        columns = _columns([infos[i]["columns"] for i in ended])
-        if ids is not None:
-            columns["completion_ids"] = [ids[i] for i in ended]
-        scores = scorer(prompts, completions, **columns)
-        for k, i in enumerate(ended):
-            infos[i]["score"] = float(scores.total[k])
-            infos[i]["components"] = {name: float(values[k]) for name, values in scores.components.items()}
-            infos[i]["scored"] = not math.isnan(infos[i]["score"])
-        self.failures.update(scores.failures)
+    def _failed(self, i: int, episode: EpisodeState, error: Exception, where: str) -> Info:
+        """End the episode of an environment that failed, and make the environment anew."""
+        env, make = self.envs[i], self._makers[i]
+        message = f"{name_of(env)} failed in {where} of the episode with {episode.origin}: {explained(error)}"
+        if self.on_error == "raise":
+            raise EpisodeError(message) from error
+        if make is not None:
+            self.envs[i] = with_conversation(make())
+        episode.over, self._truncated[i] = True, True
+        known = {"messages": episode.messages, "prompt": episode.prompt, "columns": episode.info.get("columns", {})}
+        unscored = {"env_reward": np.nan, "score": np.nan, "components": {}, "scored": False}
+        return {**copy.deepcopy(known), **unscored, "failure": message}
+
+    def _score(self, ended: Sequence[int], infos: Sequence[Info]) -> None:
+        if self.scorer is not None and ended:
+            chosen = [self._episodes[i] for i in ended]
+            self.failures.update(score_episodes(self.scorer, chosen, [infos[i] for i in ended]))
 
     def _check_step(self, responses: list[Any], ids: list[Any] | None) -> None:
         """Check every response before any environment is stepped, so that a mistake leaves all as they were."""
@@ -271,11 +288,6 @@ class TextVectorEnv(VectorEnv):  # type: ignore[misc]  # Gymnasium is not follow
         return list(values)
 
 
-def _completion(prompt: Text, response: str) -> Text:
-    return response if isinstance(prompt, str) else [{"role": "assistant", "content": response}]
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Turn the columns of each episode into one list per column; None where an episode lacks it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [copy.deepcopy(row.get(name)) for row in rows] for name in names}
+def _origin(seed: int | None, choice: dict[str, Any] | None) -> str:
+    index = (choice or {}).get("index")
+    return f"row {index}" if index is not None else f"seed {seed}" if seed is not None else "no seed"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf.cli import finished_runs, listings, stages
+from rlhf.cli import finished_runs, listings, probe, stages
 from rlhf.tracking import terminal
 
 __all__ = ["app", "main"]
@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for family in (stages, finished_runs, listings):
+for family in (stages, finished_runs, listings, probe):
     app.add_typer(family.commands)
 
 

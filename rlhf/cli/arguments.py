@@ -1,7 +1,8 @@
 """Arguments and options that several commands have."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -34,3 +35,21 @@ Json: TypeAlias = Annotated[
     bool, typer.Option("--json", callback=_json, help="Print metrics and results as lines of JSON.")
 ]
 Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def keywords(texts: Sequence[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` arguments, the values in YAML.
+
+    Raises:
+        ConfigError: An argument has no `=`, or its value is no YAML.
+    """
+    from rlhf.config.yaml_reader import parse_scalar
+    from rlhf.errors import ConfigError
+
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"{text!r} is no argument: write KEY=VALUE, e.g. max_turns=4")
+        values[name] = parse_scalar(value)
+    return values

@@ -95,12 +95,34 @@ def evaluate(
     overrides: Overrides = None,
     processes: Processes = None,
     zero: Zero = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Score this policy (folder, Hub id, .gguf, package:NAME) alone, without any training."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="With --policy: write numbers and responses here, as JSON.")
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The comparison of the policy before and after PPO alone."""
-    _start("evaluate", config, overrides, processes, zero, debug)
+    """The comparison of the policy before and after PPO alone; with --policy, any one policy."""
+    if policy is None:
+        return _start("evaluate", config, overrides, processes, zero, debug)
+    with errors_explained(debug):
+        from rich.console import Console
+
+        from rlhf.evaluation.table import print_policy
+        from rlhf.run.pipeline import folder_of
+        from rlhf.stages.evaluate_policy import evaluate_policy, write_result
+
+        loaded = _load(config, overrides, None, None).config
+        if loaded.evaluate is None:
+            loaded = _load(config, [*(overrides or ()), "evaluate={}"], None, None).config
+        result = evaluate_policy(loaded, policy, folder_of(loaded))
+        print_policy(Console(highlight=False, markup=False), result)
+        if output is not None:
+            write_result(result, output)
 
 
 @commands.command(cls=ConfigCommand)

@@ -1,5 +1,6 @@
 """The `ppo` section. Defaults follow Ziegler et al. (2019) and Huang et al. (2024) where they agree."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -7,13 +8,55 @@ from pydantic import Field, model_validator
 from rlhf.config.base import Section
 from rlhf.config.data import PromptDataConfig
 
+PROMPTS = "rlhf/Prompts-v0"  # the environment that asks the prompts of a data set
+
 
 class EnvironmentConfig(Section):
     """The Gymnasium environment that episodes come from."""
 
-    id: str = Field("rlhf/Prompts-v0", description="Any registered Gymnasium id with text spaces.")
+    id: str = Field(PROMPTS, description="Any registered Gymnasium id with text spaces.")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of gymnasium.make.")
-    max_turns: int = Field(8, gt=0, description="Most policy turns in one episode; then it is truncated.")
+    max_turns: int = Field(
+        8,
+        gt=0,
+        description="Most policy turns in one episode; then it is truncated. A smaller limit of its own counts.",
+    )
+    test_fraction: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the environment's numbered rows that is evaluated and not trained on. Default: 0.2 in a "
+        "run that evaluates, else 0.",
+    )
+    on_error: Literal["raise", "drop", "retry"] = Field(
+        "drop",
+        description="An environment that raises, hangs or answers wrongly ends the run, loses its episode, or plays it "
+        "once more in a new environment. A run in which most episodes fail ends in any case.",
+    )
+    workers: int = Field(1, gt=0, description="Environments that are stepped at the same time, in threads.")
+    timeout_seconds: float | None = Field(None, gt=0, description="A reset or step that takes longer has failed.")
+
+    @property
+    def label(self) -> str:
+        """What metrics and results call it."""
+        return self.id
+
+    @property
+    def asks_data(self) -> bool:
+        """Whether it asks the prompts of a data set."""
+        return self.id == PROMPTS and "prompts" not in self.kwargs
+
+
+class MixedEnvironmentConfig(EnvironmentConfig):
+    """One of several environments of a run."""
+
+    name: str | None = Field(None, min_length=1, description="What metrics call it; default: the id.")
+    weight: float = Field(1.0, gt=0, description="Its share of the prompts, relative to the other environments.")
+
+    @property
+    def label(self) -> str:
+        """What metrics and results call it."""
+        return self.name or self.id
 
 
 class RewardComponentConfig(Section):
@@ -126,6 +169,9 @@ class PPOSectionConfig(Section):
     """Policy optimisation (Schulman et al., 2017) from a text environment."""
 
     environment: EnvironmentConfig = Field(EnvironmentConfig(), description="Where episodes come from.")
+    environments: list[MixedEnvironmentConfig] = Field(
+        default_factory=list, description="Several environments in one run, by weight, instead of `environment`."
+    )
     data: PromptDataConfig | None = Field(None, description="Prompts of rlhf/Prompts-v0.")
     rewards: dict[str, RewardComponentConfig] = Field(
         default_factory=dict, description="Components of the score; `reward_model` is this run's own."
@@ -157,6 +203,21 @@ class PPOSectionConfig(Section):
     whiten_advantages: bool = Field(True, description="Advantages to mean 0, variance 1 over the rollout.")
     whiten_rewards: bool = Field(False, description="Token rewards to variance 1; their mean stays.")
     bootstrap_truncated: bool = Field(False, description="A truncated episode ends with V of its last state.")
+
+    @property
+    def mixture(self) -> Sequence[EnvironmentConfig]:
+        """The environments of the run, one or several."""
+        return self.environments or [self.environment]
+
+    @model_validator(mode="after")
+    def _one_way_to_name_environments(self) -> "PPOSectionConfig":
+        if self.environments and self.environment != EnvironmentConfig():
+            raise ValueError("give environment or environments, not both")
+        labels = [each.label for each in self.environments]
+        twice = [label for label in labels if labels.count(label) > 1]
+        if twice:
+            raise ValueError(f"environments has {twice[0]} {labels.count(twice[0])} times: give each a name of its own")
+        return self
 
     @model_validator(mode="after")
     def _batches_divide(self) -> "PPOSectionConfig":

@@ -7,20 +7,36 @@ from pydantic import Field, model_validator
 from rlhf.config.base import Section
 from rlhf.config.data import PromptDataConfig
 from rlhf.config.model import ModelConfig
-from rlhf.config.ppo import PPOSectionConfig
+from rlhf.config.ppo import PROMPTS, EnvironmentConfig, PPOSectionConfig
 from rlhf.config.training import RewardConfig, SFTConfig
 
 __all__ = ["Config", "DistributedConfig", "EvaluateConfig", "RuntimeConfig", "TrackingConfig", "WandbConfig"]
+
+_HELD_OUT = 0.2  # of an environment's rows, in a run that evaluates
 
 
 class EvaluateConfig(Section):
     """The policy before and after PPO side by side on held-out prompts, with the same seeds."""
 
-    data: PromptDataConfig | None = Field(None, description="Held-out prompts; default: the test split of ppo.data.")
-    max_prompts: int | None = Field(None, gt=0, description="Use at most this many prompts.")
+    data: PromptDataConfig | None = Field(
+        None,
+        description="Held-out prompts of rlhf/Prompts-v0; default: the test split of ppo.data. Other environments "
+        "bring their own: held-out rows or seeds.",
+    )
+    max_prompts: int | None = Field(
+        None,
+        gt=0,
+        description="Ask each environment at most this many prompts. Default: all; 64 where it draws them from a seed.",
+    )
     samples_per_prompt: int = Field(1, gt=0, description="Responses for each prompt and policy.")
     max_response_tokens: int | None = Field(None, gt=0, description="Default: that of ppo.rollout.")
     temperature: float | None = Field(None, gt=0, description="Default: that of ppo.rollout.")
+    by: str | None = Field(
+        None, description="Column whose values are also reported one by one. Default: data source, or environment."
+    )
+    success_score: float | None = Field(
+        1.0, description="With --policy: a response with at least this score counts in pass@k; null: no pass@k."
+    )
     bootstrap_resamples: int = Field(10_000, ge=100, description="Resamples of prompts behind each interval.")
     table_rows: int = Field(20, ge=0, description="Pairs of responses shown in the report.")
 
@@ -100,6 +116,13 @@ class Config(Section):
     distributed: DistributedConfig = Field(DistributedConfig(), description="Processes and ZeRO.")
     runtime: RuntimeConfig = Field(RuntimeConfig(), description="Device, and compiled code.")
 
+    def held_out_fraction(self, environment: EnvironmentConfig) -> float:
+        """Share of an environment's numbered rows that training leaves to evaluation."""
+        if environment.asks_data:  # the data set says so itself
+            return 0.0
+        default = _HELD_OUT if self.evaluate is not None else 0.0
+        return default if environment.test_fraction is None else environment.test_fraction
+
     @model_validator(mode="after")
     def _ppo_has_what_it_needs(self) -> "Config":
         if self.ppo is None:
@@ -107,13 +130,13 @@ class Config(Section):
         own = self.ppo.rewards.get("reward_model")
         if own is not None and own.function is None and own.path is None and self.reward is None:
             raise ValueError("ppo.rewards.reward_model: this run has no reward stage: add `reward`, or give a path")
-        if self.ppo.environment.id == "rlhf/Prompts-v0":
-            if not self.ppo.rewards:
-                raise ValueError("ppo.rewards is empty: rlhf/Prompts-v0 gives no reward of its own; add a component")
-            if self.ppo.data is None and "prompts" not in self.ppo.environment.kwargs:
-                raise ValueError("ppo.data is missing: rlhf/Prompts-v0 needs prompts")
-        elif self.ppo.data is not None:
-            raise ValueError(f"ppo.data is read only by rlhf/Prompts-v0, not by {self.ppo.environment.id}: remove it")
+        ids = ", ".join(each.id for each in self.ppo.mixture)
+        if any(each.id == PROMPTS for each in self.ppo.mixture) and not self.ppo.rewards:
+            raise ValueError(f"ppo.rewards is empty: {PROMPTS} gives no reward of its own; add a component")
+        if any(each.asks_data for each in self.ppo.mixture) and self.ppo.data is None:
+            raise ValueError(f"ppo.data is missing: {PROMPTS} needs prompts")
+        if self.ppo.data is not None and not any(each.asks_data for each in self.ppo.mixture):
+            raise ValueError(f"ppo.data is read only by {PROMPTS}, not by {ids}: remove it")
         if self.ppo.critic.init == "reward_model" and "reward_model" not in self.ppo.rewards:
             raise ValueError("ppo.critic.init is reward_model, but ppo.rewards has no reward_model")
         return self
@@ -154,11 +177,12 @@ class Config(Section):
             return self
         if self.ppo is None:
             raise ValueError("evaluate compares the policy before and after ppo: add a section ppo, or remove evaluate")
-        if self.evaluate.data is not None:
-            return self
-        if self.ppo.data is None:
-            raise ValueError("evaluate.data is missing: name the held-out prompts")
-        if self.ppo.data.test_fraction == 0:
+        if self.evaluate.data is not None and not any(each.asks_data for each in self.ppo.mixture):
+            raise ValueError(
+                f"evaluate.data is read only by {PROMPTS}, not by {', '.join(each.id for each in self.ppo.mixture)}: "
+                "remove it. What is played are rows that training leaves out (test_fraction), or seeds of their own"
+            )
+        if self.evaluate.data is None and self.ppo.data is not None and self.ppo.data.test_fraction == 0:
             raise ValueError("evaluate.data is missing and ppo.data.test_fraction is 0: set one of them")
         return self
 

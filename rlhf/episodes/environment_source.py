@@ -5,12 +5,15 @@ one batch) serve them all. What the policy wrote is never tokenised again: the n
 plus the environment's new ones.
 """
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from envs.errors import EpisodeError
 from envs.vector import TextVectorEnv
 from reward_models.chat import Message, Text, encode_prompt, turn_suffix_ids
 from rlhf.episodes.episode import Episode
@@ -19,6 +22,10 @@ from rlhf.episodes.plan import Start
 from rlhf.episodes.text import response_text
 from rlhf.generation.generator import Generator, Request, Sample
 from rlhf.generation.noise import response_key
+
+_MOST_FAILED = 0.5  # of the episodes of an iteration; more, and the environment is taken to be broken
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,6 +44,7 @@ class _Play:
     terminated: bool = False
     truncated: bool = False
     components: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None
 
     def append(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> None:
         """Add tokens of the policy, or of the environment if there are no log-probabilities."""
@@ -48,7 +56,16 @@ class _Play:
 
 
 class EnvironmentSource:
-    """Plays episodes in a batch of text environments."""
+    """Plays episodes in a batch of text environments.
+
+    Args:
+        environments: The environments, and what scores their episodes.
+        tokenizer: The policy's.
+        lengths: Limits of an episode.
+        stop_strings: Text that ends a response.
+        rows: Which rows of the environment are played, if it numbers them; None: all.
+        retry: Whether an episode whose environment failed is played once more.
+    """
 
     def __init__(
         self,
@@ -56,17 +73,26 @@ class EnvironmentSource:
         tokenizer: PreTrainedTokenizerBase,
         lengths: Lengths,
         stop_strings: Sequence[str] = (),
+        *,
+        rows: Sequence[int] | None = None,
+        retry: bool = False,
     ) -> None:
         self.environments = environments
         self.tokenizer = tokenizer
         self.lengths = lengths
         self.stop_strings = stop_strings
+        self.rows = range(environments.num_rows) if rows is None and environments.num_rows is not None else rows
+        self.retry = retry
+
+    @property
+    def parts(self) -> Sequence["EnvironmentSource"]:
+        """Itself: there is one environment."""
+        return [self]
 
     @property
     def num_prompts(self) -> int | None:
-        """Rows of the environment, if it numbers them."""
-        rows: int | None = getattr(self.environments.envs[0].unwrapped, "num_rows", None)
-        return rows
+        """Rows that are played, if the environment numbers them."""
+        return None if self.rows is None else len(self.rows)
 
     def check_prompts(self, starts: Sequence[Start]) -> None:
         """Begin episodes and see whether their prompts can be answered; nothing is.
@@ -78,7 +104,21 @@ class EnvironmentSource:
             self._reset([start])
 
     def collect(self, generator: Generator, starts: Sequence[Start], *, seed: int, iteration: int) -> list[Episode]:
-        """Play one episode per start; more starts than environments are played in several rounds."""
+        """Play one episode per start; more starts than environments are played in several rounds.
+
+        Raises:
+            EpisodeError: The environments failed in most of the episodes.
+        """
+        episodes = self._rounds(generator, starts, seed, iteration)
+        failed = [number for number, episode in enumerate(episodes) if episode.failure is not None]
+        if failed and self.retry:
+            again = self._rounds(generator, [starts[number] for number in failed], seed, iteration)
+            for number, episode in zip(failed, again, strict=True):
+                episodes[number] = episode
+        _report([episode.failure for episode in episodes if episode.failure is not None], len(episodes))
+        return episodes
+
+    def _rounds(self, generator: Generator, starts: Sequence[Start], seed: int, iteration: int) -> list[Episode]:
         size = self.environments.num_envs
         episodes: list[Episode] = []
         for first in range(0, len(starts), size):
@@ -98,14 +138,19 @@ class EnvironmentSource:
     def _reset(self, starts: Sequence[Start]) -> list[_Play]:
         # Environments beyond the last start (a last, smaller round) are reset like the first one and left alone.
         padded = [*starts, *[starts[0]] * (self.environments.num_envs - len(starts))]
-        options = [{"index": start.index} for start in padded] if self.num_prompts is not None else None
+        options = None if self.rows is None else [{"index": self.rows[_row(start)]} for start in padded]
         _, infos = self.environments.reset(seed=[start.seed for start in padded], options=options)
         plays = []
         for start, info in zip(starts, infos, strict=False):
+            if "failure" in info:
+                failed = _Play(start, info["prompt"], [], [], [], [], info, truncated=True, failure=info["failure"])
+                plays.append(failed)
+                continue
             ids = encode_prompt(
                 self.tokenizer, info["messages"] if not isinstance(info["prompt"], str) else info["prompt"]
             )
-            check_prompt(start.index, ids, self.lengths, info["prompt"])
+            number = start.index if self.rows is None else self.rows[_row(start)]
+            check_prompt(number, ids, self.lengths, info["prompt"])
             play = _Play(start, info["prompt"], [], [], [], [], info)
             play.append(ids, None)
             plays.append(play)
@@ -144,6 +189,7 @@ class EnvironmentSource:
             play.terminated = bool(terminated[number])
             play.truncated = bool(truncated[number]) and not play.terminated  # what ended by itself was not cut off
             play.components |= infos[number].get("components", {})
+            play.failure = infos[number].get("failure")
             if not (play.terminated or play.truncated) and not self._continue(play, said):
                 cut_off.append(number)
         self._truncate(plays, cut_off)
@@ -182,9 +228,28 @@ class EnvironmentSource:
             stop_reason=play.stop_reason,
             terminated=play.terminated,
             truncated=play.truncated,
-            score=float(sum(play.rewards)),
+            score=math.nan if play.failure is not None else float(sum(play.rewards)),
+            failure=play.failure,
             components=play.components,
             columns=play.info.get("columns", {}),
             index=play.start.index,
             sample_index=play.start.sample_index,
         )
+
+
+def _row(start: Start) -> int:
+    return start.index if start.row is None else start.row
+
+
+def _report(failures: Sequence[str], played: int) -> None:
+    """Warn of episodes that are dropped, or give up if they are most of those that were played."""
+    if len(failures) > _MOST_FAILED * played:
+        raise EpisodeError(
+            f"{len(failures)} of {played} episodes failed in their environment, so nothing can be learnt from it. The "
+            f"first one: {failures[0]} Mend the environment; `rlhf envs check ID` plays it without a model."
+        )
+    if failures:
+        logger.warning(
+            "%d of %d episodes failed in their environment and are left out. The first one: %s",
+            len(failures), played, failures[0],
+        )  # fmt: skip

@@ -28,6 +28,8 @@ class Episode:
     columns: dict[str, Any] = field(default_factory=dict)
     index: int = 0  # which prompt of the environment
     sample_index: int = 0  # which of several samples of that prompt
+    environment: str = ""  # its name, where a run has several
+    failure: str | None = None  # what went wrong in the environment; then the score is NaN, and tokens may be missing
 
     @property
     def response_length(self) -> int:

@@ -18,6 +18,7 @@ class Start:
     index: int
     sample_index: int
     seed: int  # of an environment that has no numbered prompts
+    row: int | None = None  # of an environment that numbers them; None: `index` is the row
 
 
 class EpisodeSource(Protocol):

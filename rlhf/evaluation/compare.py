@@ -27,8 +27,9 @@ class Answers:
     before_logprobs: Floats
 
     def read(self, value: Callable[[Episode], float]) -> Floats:
-        """One number of each episode, (N,)."""
-        return np.array([value(episode) for episode in self.episodes], dtype=np.float64)
+        """One number of each episode, (N,); NaN for one whose environment failed."""
+        values = [value(episode) if episode.failure is None else np.nan for episode in self.episodes]
+        return np.array(values, dtype=np.float64)
 
     @property
     def scores(self) -> Floats:

@@ -38,15 +38,17 @@ def response_logprobs(
         microbatch_tokens: Tokens of one forward pass, padding included.
 
     Returns:
-        (K, N) in nats, at most 0.
+        (K, N) in nats, at most 0; NaN for an episode whose environment failed.
     """
-    batch = lay_out([e.token_ids for e in episodes], [e.response_mask for e in episodes], device)
-    sums = np.zeros((len(temperatures), len(episodes)))
-    for microbatch in microbatches(batch, range(len(episodes)), microbatch_tokens):
+    played = np.flatnonzero([e.failure is None for e in episodes])  # row of the batch -> episode
+    rows = [(episodes[i].token_ids, episodes[i].response_mask) for i in played]
+    batch = lay_out([ids for ids, _ in rows], [mask for _, mask in rows], device)
+    sums = np.full((len(temperatures), len(episodes)), np.nan)
+    for microbatch in microbatches(batch, range(len(rows)), microbatch_tokens):
         states = policy.states(microbatch.tokens, microbatch.predictors)  # (t, d)
         tokens = batch.mask[microbatch.rows].sum(1).tolist()  # (b,) the t tokens lie row behind row
         for number, temperature in enumerate(temperatures):
             logprobs, _ = policy.logprobs(states, microbatch.targets, temperature)  # (t,)
             parts = torch.split(logprobs.double(), tokens)
-            sums[number, microbatch.rows.cpu().numpy()] = [part.sum().item() for part in parts]
+            sums[number, played[microbatch.rows.cpu().numpy()]] = [part.sum().item() for part in parts]
     return sums

@@ -70,7 +70,7 @@ def quotients_of(
     """Sum of one quantity over all responses, divided by the sum of another.
 
     Args:
-        before: Numerators and denominators (N,) of the policy before; no NaN.
+        before: Numerators and denominators (N,) of the policy before; a NaN leaves its prompt out.
         after: Those of the policy after.
         design: How they are grouped.
         transform: Applied to the quotients.

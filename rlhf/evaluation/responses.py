@@ -57,8 +57,8 @@ def _known(episode: Episode, log_ratio: float, before_logprob: float) -> dict[st
         "components": {name: _finite(value) for name, value in episode.components.items()},
         "tokens": episode.response_length,
         "stop_reason": episode.stop_reason,
-        "kl": float(log_ratio),
-        "before_logprob": float(before_logprob),
+        "kl": _finite(log_ratio),
+        "before_logprob": _finite(before_logprob),
     }
 
 

@@ -142,7 +142,7 @@ class BatchArithmetic:
 def of_section(section: PPOSectionConfig, processes: int, num_prompts: int | None) -> BatchArithmetic:
     """Read the arithmetic off the `ppo` section of a configuration."""
     rollout = section.rollout
-    one_turn = section.environment.id == _ONE_TURN or section.environment.max_turns == 1
+    one_turn = all(each.id == _ONE_TURN or each.max_turns == 1 for each in section.mixture)
     return BatchArithmetic(
         iterations=section.iterations,
         responses=section.episodes_per_iteration,

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.registry import make_text_env
-from rlhf.config.ppo import PPOSectionConfig
 from rlhf.config.schema import Config
 from rlhf.data import load_rows
+from rlhf.data.environment_rows import split_rows
 from rlhf.errors import StageError
 from rlhf.planning.arithmetic import BatchArithmetic, of_section
 
@@ -27,7 +27,7 @@ def print_explanation(config: Config) -> None:
     """
     if config.ppo is None:
         raise StageError("The config has no section ppo: add it, or choose another command.")
-    numbers = of_section(config.ppo, config.distributed.processes, count_prompts(config.ppo))
+    numbers = of_section(config.ppo, config.distributed.processes, count_prompts(config))
     table = Table("", "number", "computed (key), and why", box=box.SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for line in explain(numbers):
@@ -35,14 +35,18 @@ def print_explanation(config: Config) -> None:
     Console(highlight=False, markup=False).print(table)
 
 
-def count_prompts(section: PPOSectionConfig) -> int | None:
-    """Count the prompts that a run goes through; None if the environment makes them up from a seed."""
+def count_prompts(config: Config) -> int | None:
+    """Count the prompts that training goes through; None if the environment makes them up from a seed."""
+    assert config.ppo is not None
+    section = config.ppo
+    if section.environments:  # each goes through its own
+        return None
     if section.data is not None:
         return len(load_rows(section.data, "prompts").train)
     environment = make_text_env(section.environment.id, **section.environment.kwargs)
     rows: int | None = getattr(environment.unwrapped, "num_rows", None)
     environment.close()
-    return rows
+    return None if rows is None else len(split_rows(rows, config.held_out_fraction(section.environment))[0])
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def rollout_metrics(episodes: Sequence[Episode], batch: AdvantagedRollout) -> di
         "response_tokens": float(batch.mask.sum(1).double().mean()),
         "stopped_share": float(batch.stopped.double().mean()),
         "truncated_share": float(batch.truncated.double().mean()),
-        "unscored_episodes": float(len(episodes) - len(scores)),
+        **left_out(episodes),
         "explained_variance": explained_variance(batch),
         **sampler_mismatch(batch),
     }
@@ -35,7 +35,28 @@ def rollout_metrics(episodes: Sequence[Episode], batch: AdvantagedRollout) -> di
         known = [episode.components[name] for episode in episodes if np.isfinite(episode.components.get(name, np.nan))]
         if known:
             values[f"components/{name}"] = float(np.mean(known))
+    return values | by_environment(episodes)
+
+
+def by_environment(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Mean score, episodes and response length of each environment, where a run has several."""
+    values: dict[str, float] = {}
+    names = {episode.environment for episode in episodes}
+    for name in sorted(names) if len(names) > 1 else ():
+        known = [each for each in episodes if each.environment == name and np.isfinite(each.score)]
+        values[f"environments/{name}/episodes"] = float(len(known))
+        if known:
+            values[f"environments/{name}/score"] = float(np.mean([each.score for each in known]))
+            tokens = [each.response_length for each in known]
+            values[f"environments/{name}/response_tokens"] = float(np.mean(tokens))
     return values
+
+
+def left_out(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Count the episodes that stay out of the update: those that nobody could score, and those that failed."""
+    failed = sum(episode.failure is not None for episode in episodes)
+    without = sum(not np.isfinite(episode.score) for episode in episodes)
+    return {"unscored_episodes": float(without - failed), "failed_episodes": float(failed)}
 
 
 def explained_variance(batch: AdvantagedRollout) -> float:

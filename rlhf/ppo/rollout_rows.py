@@ -47,6 +47,7 @@ def _row(episode: Episode, tokens: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "index": episode.index,
         "sample_index": episode.sample_index,
+        "environment": episode.environment or None,
         "prompt": episode.prompt,
         "response": "\n\n".join(episode.responses),
         "score": episode.score,

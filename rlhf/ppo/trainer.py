@@ -28,7 +28,7 @@ from rlhf.planning.arithmetic import of_section
 from rlhf.policies.actor_critic import ActorCritic, TokenOutputs
 from rlhf.ppo.batch import AdvantagedRollout, ScoredRollout, collate
 from rlhf.ppo.kl import kl_controller
-from rlhf.ppo.metrics import rollout_metrics
+from rlhf.ppo.metrics import left_out, rollout_metrics
 from rlhf.ppo.optimizer import make_optimizer, make_schedule
 from rlhf.ppo.roles import Roles, make_actor_critic, make_reference, store_as_computed
 from rlhf.ppo.scoring import estimate_advantages, score, trainable
@@ -174,7 +174,7 @@ class PPO:
         seconds: Sequence[float],
     ) -> bool:
         """Move KL coefficient and learning rate on, and report; return whether whoever looks on wants to stop."""
-        metrics: dict[str, float] = {"unscored_episodes": float(len(episodes))}
+        metrics = left_out(episodes)
         if batch is not None and statistics is not None:
             metrics = rollout_metrics(episodes, batch) | statistics.means()
             metrics["kl_coefficient"] = self.kl_controller.coefficient

@@ -109,6 +109,9 @@ def _own_inputs(config: Config, stage: str, upstream: Sequence[str]) -> Iterator
             if name != stage:
                 yield from _keys(f"{name}.data", data.model_dump())
     if isinstance(section, PPOSectionConfig):
+        for each in section.mixture:
+            if each.test_fraction is None and (share := config.held_out_fraction(each)):  # it depends on `evaluate`
+                yield Input(f"test_fraction of {each.label} by default", str(share), "held-out rows")
         yield from _reward_files(section)
         yield from _critic_files(section)
 
@@ -146,8 +149,9 @@ def _reward_files(section: PPOSectionConfig) -> Iterator[Input]:
             yield Input(f"content of {key}.function", digest, f"source of reward function {component.function}")
         if component.path is not None and (digest := model_hash(component.path)) is not None:
             yield Input(f"content of {key}.path", digest, f"reward model {component.path}")
-    if ":" in section.environment.id and (digest := code_hash(section.environment.id)) is not None:
-        yield Input("content of ppo.environment.id", digest, f"source of environment {section.environment.id}")
+    for each in section.mixture:
+        if ":" in each.id and (digest := code_hash(each.id)) is not None:
+            yield Input(f"content of environment {each.label}", digest, f"source of environment {each.id}")
 
 
 def _critic_files(section: PPOSectionConfig) -> Iterator[Input]:

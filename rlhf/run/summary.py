@@ -19,7 +19,8 @@ def print_comparison(console: Console, path: Path) -> None:
     """
     evaluation = evaluation_facts(path)
     policies: list[str] = evaluation.get("policies", [])
-    table = Table(title=f"Before and after, {evaluation.get('prompts', '?')} held-out prompts", title_justify="left")
+    asked = f"{evaluation.get('prompts', '?')} {evaluation.get('asked', 'held-out prompts')}"
+    table = Table(title=f"Before and after, {asked}", title_justify="left")
     table.add_column("metric", overflow="fold", ratio=1, min_width=12)  # long names are broken, never cut
     for policy in policies:
         table.add_column(policy, justify="right", no_wrap=True)

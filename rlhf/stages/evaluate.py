@@ -20,13 +20,11 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from rlhf.config.ppo import RolloutConfig
 from rlhf.config.schema import Config
 from rlhf.data import Prompt
-from rlhf.episodes.environment_source import EnvironmentSource
 from rlhf.episodes.episode import Episode
-from rlhf.episodes.plan import Start
 from rlhf.episodes.rehearsal import rehearse
 from rlhf.errors import StageError
 from rlhf.evaluation.compare import Answers, compare
-from rlhf.evaluation.held_out import held_out_prompts, held_out_source, plan_starts
+from rlhf.evaluation.held_out import HeldOut, held_out, held_out_prompts
 from rlhf.evaluation.likelihood import response_logprobs
 from rlhf.evaluation.paired import Design
 from rlhf.evaluation.responses import flat_rows, responses_of, sample_table
@@ -42,9 +40,6 @@ from rlhf.scoring.scorer import build_scorer, rehearsal_scorer
 from rlhf.stages.base_model import policy_folder
 from rlhf.tracking.progress import StageProgress
 from rlhf.tracking.tracker import Tracker
-
-# Names the noise of an evaluation. Training counts from 0, so no number that it drew is drawn here.
-_ITERATION = -1
 
 
 class Inputs(NamedTuple):
@@ -66,9 +61,9 @@ def prepare(config: Config, tokenizer: PreTrainedTokenizerBase) -> Inputs:
     """
     inputs = Inputs(tokenizer, held_out_prompts(config, tokenizer))
     positions = readable_tokens(config, tokenizer, open_config(config.model, tokenizer))
-    source = held_out_source(config, tokenizer, rehearsal_scorer(config), inputs.prompts, positions)
-    with closing(source.environments):
-        rehearse(source, plan_starts(source, config), seed=config.seed)
+    for part in held_out(config, tokenizer, rehearsal_scorer(config), inputs.prompts, positions).parts:
+        with closing(part.source.environments):
+            rehearse(part.source, part.starts, seed=config.seed)
     return inputs
 
 
@@ -93,7 +88,8 @@ def run(
         comparison = _Comparison.load(config, folder, runtime, inputs)
         before, after = comparison.answers(tracker.progress)
         metrics, win_rate = compare(before, after, comparison.design())
-        result = {**comparison.summary(), "metrics": metrics, "win_rate": win_rate}
+        lost = {"before": _failed(before.episodes), "after": _failed(after.episodes)}
+        result = {**comparison.summary(), "failed_episodes": lost, "metrics": metrics, "win_rate": win_rate}
         result["samples"] = sample_table(before.episodes, after.episodes, config.evaluate.table_rows)
         result["responses"] = responses_of(before, after)
         _write(result, folder.evaluate)
@@ -112,8 +108,7 @@ class _Comparison:
     folder: RunFolder
     runtime: Runtime
     tokenizer: PreTrainedTokenizerBase
-    source: EnvironmentSource
-    starts: list[Start]
+    held_out: HeldOut
 
     @classmethod
     def load(cls, config: Config, folder: RunFolder, runtime: Runtime, inputs: Inputs | None) -> "_Comparison":
@@ -126,8 +121,8 @@ class _Comparison:
             print(f"evaluate: {len(prompts)} held-out prompts", flush=True)
         scorer = build_scorer(config, folder, runtime)
         positions = readable_tokens(config, tokenizer, AutoConfig.from_pretrained(folder.ppo))
-        source = held_out_source(config, tokenizer, scorer, prompts, positions)
-        return cls(config, folder, runtime.for_model(config.model), tokenizer, source, plan_starts(source, config))
+        asked = held_out(config, tokenizer, scorer, prompts, positions)
+        return cls(config, folder, runtime.for_model(config.model), tokenizer, asked)
 
     def answers(self, progress: StageProgress) -> tuple[Answers, Answers]:
         """Let both policies answer, and ask both how likely the answers are."""
@@ -150,7 +145,8 @@ class _Comparison:
         (first_plain,) = self._logprobs(before, first, 1.0)
         progress.update(5)
         # log-ratio = log pi_after - log pi_before, on what the policy after said itself; before it is 0.
-        return Answers(first, np.zeros(len(first)), first_plain), Answers(second, own - earlier, plain)
+        unchanged = np.where(np.isnan(first_plain), np.nan, 0.0)
+        return Answers(first, unchanged, first_plain), Answers(second, own - earlier, plain)
 
     def design(self) -> Design:
         """How answers are grouped and intervals made."""
@@ -167,14 +163,17 @@ class _Comparison:
 
     def summary(self) -> dict[str, Any]:
         """What was compared, and what reward functions failed on."""
+        section = self.config.evaluate
+        assert section is not None
         return {
-            "prompts": len({start.index for start in self.starts}),
+            "prompts": self.held_out.prompts,
+            "asked": self.held_out.asked,
             "policies": ["before", "after"],
             "samples_per_prompt": self.design().samples_per_prompt,
             "seed": self.config.seed,
             "temperature": self.sampling().temperature,
-            "max_response_tokens": self.source.lengths.max_response_tokens,
-            "failures": dict(self.source.environments.failures),
+            "max_response_tokens": section.max_response_tokens or self.sampling().max_response_tokens,
+            "failures": self.held_out.failures,
         }
 
     def _load(self, folder: Path | None) -> nn.Module:
@@ -186,7 +185,7 @@ class _Comparison:
         decode, count = self.tokenizer.decode, progress.count_tokens
         generator = TorchGenerator(policy, self.sampling(), stop, decode, self.runtime, on_tokens=count)
         generator.update()
-        return self.source.collect(generator, self.starts, seed=self.config.seed, iteration=_ITERATION)
+        return self.held_out.play(generator, self.config.seed)
 
     def _logprobs(self, policy: nn.Module, episodes: Sequence[Episode], *temperatures: float) -> NDArray[np.float64]:
         assert self.config.ppo is not None
@@ -197,6 +196,10 @@ class _Comparison:
             temperatures=temperatures,
             microbatch_tokens=self.config.ppo.microbatch_tokens,
         )
+
+
+def _failed(episodes: Sequence[Episode]) -> int:
+    return sum(episode.failure is not None for episode in episodes)
 
 
 def _curve_points(result: dict[str, Any]) -> dict[str, float]:

@@ -18,7 +18,8 @@ from rlhf.config.ppo import PPOSectionConfig
 from rlhf.config.schema import Config
 from rlhf.data import Prompt, Tokens, load_rows
 from rlhf.episodes.environment_source import EnvironmentSource
-from rlhf.episodes.environments import environment_source
+from rlhf.episodes.environments import training_source
+from rlhf.episodes.mixed_source import MixedSource
 from rlhf.episodes.plan import plan
 from rlhf.episodes.rehearsal import rehearse
 from rlhf.errors import StageError
@@ -69,9 +70,10 @@ def prepare(config: Config, tokenizer: PreTrainedTokenizerBase) -> Inputs:
         check_classifier("model", model_config)
     inputs = Inputs(tokenizer, load_prompts(config, tokenizer))
     source = make_source(config, inputs, rehearsal_scorer(config), model_config, count=_REHEARSED)
-    with closing(source.environments):
-        starts = plan(source.num_prompts, source.num_prompts or _REHEARSED, 1, 0, config.seed)  # every row once
-        rehearse(source, starts, seed=config.seed)
+    for part in source.parts:
+        with closing(part.environments):
+            starts = plan(part.num_prompts, part.num_prompts or _REHEARSED, 1, 0, config.seed)  # every row once
+            rehearse(part, starts, seed=config.seed)
     return inputs
 
 
@@ -204,10 +206,10 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase) -> Sequence
 
 def make_source(
     config: Config, inputs: Inputs, scorer: CombinedReward | None, model_config: PretrainedConfig, *, count: int
-) -> EnvironmentSource:
+) -> EnvironmentSource | MixedSource:
     """Build the environments; `count` episodes are played side by side."""
-    return environment_source(
-        _section(config),
+    return training_source(
+        config,
         inputs.tokenizer,
         scorer,
         prompts=inputs.prompts,

@@ -79,9 +79,16 @@ _PPO = {
     "components/<name>": Metric(
         "One reward component, unweighted, mean over the episodes to which it applies", "score"
     ),
+    "environments/<name>": Metric(
+        "Score, scored episodes or response tokens of one of several environments, mean", "its own"
+    ),
     "unscored_episodes": Metric(
         "Episodes that no component could score; they stay out of the update", "episodes", (0, 0),
         "A reward failed or answered None for them: see its warnings, and mend the function.",
+    ),
+    "failed_episodes": Metric(
+        "Episodes whose environment failed; they stay out of the update", "episodes", (0, 0),
+        "An environment raised, or answered with what is no step: see its warnings, and mend it.",
     ),
     "kl": Metric(
         "log(policy / reference) summed over an episode's sampled tokens, mean over episodes", "nats", (-1, 30),

@@ -48,6 +48,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "iteration": pa.int64(),  # from 1
     "index": pa.int64(),  # which prompt, from 0: the row of the data
     "sample_index": pa.int64(),  # which of several samples of that prompt, from 0
+    "environment": pa.string(),  # where a run has several
     "prompt": pa.string(),
     "response": pa.string(),  # several turns with an empty line between them
     "score": pa.float64(),

@@ -17,7 +17,20 @@ from rlhf.errors import StageError
 from rlhf.tracking import terminal
 
 CONFIG = "model: {path: org/base}\nsft: {data: d.jsonl}\n"
-COMMANDS = ("run", "sft", "reward", "ppo", "evaluate", "schema", "envs", "metrics", "rewards", "report", "study")
+COMMANDS = (
+    "run",
+    "sft",
+    "reward",
+    "ppo",
+    "evaluate",
+    "schema",
+    "envs",
+    "metrics",
+    "rewards",
+    "report",
+    "study",
+    "probe",
+)
 
 
 @pytest.fixture
@@ -129,6 +142,22 @@ def test_envs_lists_the_environments_of_the_project(call):
     assert "rlhf/Prompts-v0  (one turn, " in out
     assert "rlhf/Dialogue-v0  (several turns, " in out
     assert "Ant-v2" not in out
+
+
+def test_envs_check_says_what_is_wrong_and_ends_with_2_if_anything_is(call):
+    right = call("envs", "check", "rlhf/Dialogue-v0", "max_turns=2", "--episodes", "3")
+    assert right.exit_code == 0, right.output
+    assert "ok     3 random episodes: 6 steps" in right.output
+    wrong = call("envs", "check", "rlhf/Dialogue-v0", "max_turns=zero")
+    assert wrong.exit_code == 2
+    assert "wrong  max_turns is 'zero'" in wrong.output
+    assert "write KEY=VALUE" in call("envs", "check", "rlhf/Dialogue-v0", "max_turns").output
+
+
+def test_probe_refuses_what_is_no_probe(call):
+    result = call("probe", "--only", "tokn")
+    assert result.exit_code == 2
+    assert "there is no probe 'tokn'; allowed: token, copy, noise, two_turns, delay" in result.output
 
 
 def test_rewards_lists_the_built_in_functions_with_their_arguments(call):

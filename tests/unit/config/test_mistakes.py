@@ -223,6 +223,23 @@ MISTAKES = {
         PPO + "evaluate: {}\n",
         "line 5: evaluate.data is missing and ppo.data.test_fraction is 0: set one of them",
     ),
+    "prompts for the evaluation of another environment": (
+        "model: {path: m}\nppo: {environment: {id: a/B-v0}}\nevaluate: {data: d.jsonl}\n",
+        "line 3: evaluate.data is read only by rlhf/Prompts-v0, not by a/B-v0: remove it. What is played are rows that "
+        "training leaves out (test_fraction), or seeds of their own",
+    ),
+    "environment and environments": (
+        "model: {path: m}\nppo:\n  environment: {id: a/B-v0}\n  environments: [{id: a/C-v0}]\n",
+        "line 3: ppo: give environment or environments, not both",
+    ),
+    "an environment twice": (
+        PPO + "  environments: [{id: rlhf/Prompts-v0}, {id: rlhf/Prompts-v0, max_turns: 2}]\n",
+        "line 5: ppo: environments has rlhf/Prompts-v0 2 times: give each a name of its own",
+    ),
+    "prompts that no environment of several reads": (
+        "model: {path: m}\nppo:\n  data: p.jsonl\n  environments: [{id: a/C-v0}, {id: a/B-v0}]\n",
+        "line 3: ppo.data is read only by rlhf/Prompts-v0, not by a/C-v0, a/B-v0: remove it",
+    ),
     "batch that does not fit the processes": (
         "model: {path: m}\nsft: {data: d.jsonl, batch_size: 9}\ndistributed: {processes: 2}\n",
         "line 2: sft.batch_size 9 must be a multiple of microbatch_size x processes = 8",

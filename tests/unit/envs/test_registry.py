@@ -107,15 +107,16 @@ def test_unknown_ids(plugin, name, message):
         make_text_env(name)
 
 
-def test_what_is_wrong_inside_a_module_keeps_its_own_error(plugin):
-    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+def test_what_is_wrong_inside_a_module_or_a_constructor_is_said_with_its_cause(plugin):
+    with pytest.raises(TextEnvError, match=r"'broken_plugin'.*imported: ModuleNotFoundError.*surely_not") as caught:
         make_text_env("broken_plugin:some/Env-v0")
-    with pytest.raises(TypeError, match="has no len"):
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    with pytest.raises(TextEnvError, match=r"\['broken'\]: TypeError: object of type 'int' has no len"):
         make_text_env(plugin, broken=True)
 
 
 def test_wrong_arguments_are_named_without_their_values():
-    with pytest.raises(TextEnvError, match=r"does not take the arguments \['promts'\].*unexpected keyword") as caught:
+    with pytest.raises(TextEnvError, match=r"with the arguments \['promts'\].*unexpected keyword") as caught:
         make_text_env("rlhf/Prompts-v0", promts=["secret"])
     assert "secret" not in str(caught.value)
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Text
@@ -85,3 +86,24 @@ def test_copies_pickles_and_batches():
 def test_impossible_lengths_are_refused(lengths):
     with pytest.raises((ValueError, AssertionError), match="length"):  # Gymnasium asserts before 1.4
         UnicodeText(**lengths)
+
+
+ASYNC = {"vectorization_mode": "async", "vector_kwargs": {"shared_memory": False}}
+
+
+@pytest.mark.parametrize("options", [{"vectorization_mode": "sync"}, ASYNC])
+def test_gymnasiums_own_vector_environments_show_what_was_said(options):
+    prompts = ["Gr\u00fc\u00dfe, \u4f60\u597d \U0001f600!"]
+    envs = gymnasium.make_vec("rlhf/Prompts-v0", num_envs=2, prompts=prompts, **options)
+    try:
+        assert envs.reset(seed=0)[0] == (prompts[0], prompts[0])
+        assert envs.step(["x", "y"])[2].tolist() == [True, True]
+    finally:
+        envs.close()
+
+
+def test_shared_memory_is_refused_with_the_way_out():
+    """Gymnasium would show letters of a finite alphabet there, or nothing at all."""
+    with pytest.raises(ValueError, match=r"you can disable this feature with `shared_memory=False`") as caught:
+        gymnasium.make_vec("rlhf/Prompts-v0", num_envs=2, vectorization_mode="async")
+    assert "vector_kwargs={'shared_memory': False}" in str(caught.value.__cause__)

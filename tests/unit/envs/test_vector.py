@@ -338,7 +338,7 @@ def test_wrong_use(use, message):
 def test_an_environment_must_pay_finite_rewards(reward):
     env = TextVectorEnv([Plain(reward=reward)])
     env.reset()
-    with pytest.raises(TextEnvError, match=rf"envs\[0\].* returned the reward {reward}"):
+    with pytest.raises(TextEnvError, match=rf"returned the reward {reward}"):
         env.step(["a"])
 
 

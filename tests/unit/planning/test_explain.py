@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from rlhf.cli.app import app
 from rlhf.config.ppo import PPOSectionConfig
+from rlhf.config.schema import Config
 from rlhf.planning.arithmetic import BatchArithmetic, of_section
 from rlhf.planning.explain import count_prompts, explain
 
@@ -108,11 +109,16 @@ def test_without_a_number_of_prompts_there_is_no_line_about_passes():
 
 
 def test_prompts_are_counted_wherever_they_are():
+    def of(ppo, **sections):
+        scored = {"rewards": {"length": {"function": "length"}}, **ppo}
+        return Config.model_validate({"model": {"path": "m"}, "ppo": scored, **sections})
+
     rows = {"environment": {"kwargs": {"prompts": ["one", "two", "three"]}}}
-    assert count_prompts(PPOSectionConfig.model_validate(rows)) == 3
-    assert count_prompts(PPOSectionConfig.model_validate({"environment": {"id": "rlhf/Dialogue-v0"}})) == 24
+    assert count_prompts(of(rows)) == 3
+    assert count_prompts(of({"environment": {"id": "rlhf/Dialogue-v0"}})) == 24
+    assert count_prompts(of({"environment": {"id": "rlhf/Dialogue-v0"}}, evaluate={})) == 19  # 5 of them are held out
     data = {"data": {"path": "packaged:customer_service/prompts", "max_rows": 20, "validation_fraction": 0.0}}
-    assert count_prompts(PPOSectionConfig.model_validate(data)) == 20
+    assert count_prompts(of(data)) == 20
 
 
 def test_mistakes_are_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call):

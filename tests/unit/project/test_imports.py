@@ -21,8 +21,9 @@ ONLY_IN = {
 }
 # Rooms of rlhf/, from the top floor down: a room uses only rooms below it.
 ROOMS = (
-    "cli", "study", "run", "stages", "evaluation", "trl", "ppo", "episodes", "scoring", "generation", "policies", "cpu",
-    "packing", "models", "planning", "data", "report", "results", "tracking", "launch", "config", "files", "errors",
+    "cli", "study", "probe", "run", "stages", "evaluation", "trl", "ppo", "episodes", "scoring", "generation",
+    "policies", "cpu", "packing", "models", "planning", "data", "report", "results", "tracking", "launch", "config",
+    "files", "errors",
 )  # fmt: skip
 # `from rlhf.ppo import PPOTrainer` is what scripts for TRL's trainer say; the package looks it up when it is asked for.
 LOOKED_UP = ("rlhf.ppo", "rlhf.trl")

@@ -4,14 +4,20 @@ import json
 import math
 from dataclasses import replace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from ppo_helpers import runtime
 from tiny_run import PROMPTS, run_config, save_prompts, save_run
 
+from envs import UnicodeText
+from envs.tasks.dialogue import DialogueEnv
 from reward_models.scalar import ScalarRewardModel
+from rlhf.data.environment_rows import split_rows
 from rlhf.data.split import split_of
+from rlhf.episodes.plan import plan
 from rlhf.errors import DataError, StageError
 from rlhf.evaluation.text_metrics import distinct_n
 from rlhf.generation.noise import uniforms
@@ -170,13 +176,16 @@ def test_a_failing_reward_is_counted_and_leaves_its_samples_out(data, folder, tm
     assert result["metrics"]["kl"]["after"] is not None
 
 
+def of_environment(data, id="rlhf/Dialogue-v0", environment=None, **evaluate):
+    """A configuration of an environment that brings its prompts and rewards."""
+    ppo = {"data": None, "rewards": {}, "environment": {"id": id, "max_turns": 2, **(environment or {})}}
+    ppo["rollout"] = {"max_response_tokens": 4, "max_prompt_tokens": 256}
+    return run_config(data, ppo=ppo, evaluate={"data": None, **evaluate})
+
+
 def test_an_environment_with_rewards_of_its_own_is_played(data, folder):
-    ppo = {"data": None, "rewards": {}, "environment": {"id": "rlhf/Dialogue-v0", "max_turns": 2}}
-    ppo["rollout"] = {"max_response_tokens": 4, "max_prompt_tokens": 128}
-    config = run_config(data, ppo=ppo)
-    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"data": None, "max_prompts": 3})})
-    _, result = run(config, folder)
-    assert result["prompts"] == 3
+    _, result = run(of_environment(data, max_prompts=3), folder)
+    assert (result["prompts"], result["asked"]) == (3, "held-out rows of rlhf/Dialogue-v0")
     scores = sides(result, "score")[0]
     assert all(score is not None and score < 0 for score in scores)  # nonsense meets no need of a customer
     assert len(result["responses"][0]["before"]["messages"]) >= 4  # two turns
@@ -226,10 +235,54 @@ def test_a_prompt_that_is_too_long_is_an_error(tmp_path, folder):
     assert not folder.evaluate.exists()
 
 
-def test_prompts_need_something_that_scores_responses(data, folder):
-    ppo = {"data": None, "rewards": {}, "environment": {"id": "rlhf/Dialogue-v0"}}
-    with pytest.raises(StageError, match=r"ppo\.rewards is empty"):
-        run(run_config(data, ppo=ppo), folder)
+def test_an_environment_without_rows_is_asked_for_seeds_that_training_does_not_use(data, folder, monkeypatch):
+    seeds = []
+
+    class Seeded(gymnasium.Env):
+        observation_space, action_space = UnicodeText(), UnicodeText()
+
+        def reset(self, *, seed=None, options=None):
+            seeds.append(seed)
+            return f"Where is parcel number {seed % 10}?", {}
+
+        def step(self, action):
+            return "", float(len(action)), True, False, {}
+
+    monkeypatch.setitem(gymnasium.registry, "test/Seeded-v0", EnvSpec("test/Seeded-v0", Seeded))
+    _, result = run(of_environment(data, "test/Seeded-v0", max_prompts=4), folder)
+    assert (result["prompts"], result["asked"]) == (4, "held-out seeds of test/Seeded-v0")
+    assert seeds[:4] == seeds[4:]  # both policies
+    trained = {start.seed for iteration in range(50) for start in plan(None, 64, 1, iteration, 0)}
+    assert trained.isdisjoint(seeds)
+    assert run(of_environment(data, "test/Seeded-v0"), folder)[1]["prompts"] == 64
+
+
+def test_all_rows_are_asked_where_none_is_held_out(data, folder):
+    kept = of_environment(data, environment={"test_fraction": 0.0}, max_prompts=3)
+    _, result = run(kept, folder)
+    assert result["asked"] == "rows of rlhf/Dialogue-v0 that training draws from, too"
+
+
+def test_an_episode_that_fails_leaves_its_prompt_out(data, folder, monkeypatch):
+    """The other prompts have all their numbers, and the file is valid JSON."""
+    original = DialogueEnv.reply
+
+    def reply(self, response):
+        if self._index == split_rows(24, 0.2)[1][0]:
+            raise OSError("the service is down")
+        return original(self, response)
+
+    monkeypatch.setattr(DialogueEnv, "reply", reply)
+    _, result = run(of_environment(data), folder)
+    assert result["failed_episodes"] == {"before": 1, "after": 1}
+    scores = sides(result, "score")[1]
+    assert [score is None for score in scores] == [True, False, False, False, False]
+    assert result["metrics"]["score"]["after"] == pytest.approx(np.mean(scores[1:]), abs=1e-12)
+    lost = result["responses"][0]["after"]
+    assert (lost["kl"], lost["before_logprob"]) == (None, None)
+    tokens = sides(result, "tokens")[1]
+    assert result["metrics"]["response_tokens"]["after"] == pytest.approx(np.mean(tokens[1:]), abs=1e-12)
+    assert result["metrics"]["perplexity"]["after"] > 1
 
 
 def test_the_other_processes_write_nothing(data, folder, monkeypatch):
