@@ -54,13 +54,13 @@ def zstd(content: bytes) -> bytes:
     ("name", "content", "unit"),
     [
         ("rows.JSONL", lines(ROWS), "line"),
-        ("rows.jsonl.gz", gzip.compress(lines(ROWS)), "line"),
+        ("rows.jsonl.gz", gzip.compress(lines(ROWS), mtime=0), "line"),
         ("rows.jsonl.bz2", bz2.compress(lines(ROWS)), "line"),
         ("Rows.Jsonl.ZST", zstd(lines(ROWS)), "line"),
         ("rows.json", lines(ROWS), "line"),  # many tools call lines of JSON so
         ("rows.json", json.dumps(ROWS, indent=1).encode("utf-8-sig"), "row"),
         ("rows.jsonl", b"\n" + json.dumps(ROWS).encode(), "row"),
-        ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode()), "row"),
+        ("rows.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0), "row"),
     ],
 )
 def test_a_file_is_read_by_its_suffix_packed_or_not(name: str, content: bytes, unit: str) -> None:
