@@ -91,7 +91,7 @@ def run_all(
 
     def outcome(call: Callable[[], Result]) -> Result | Exception:
         try:
-            return call() if timeout_seconds is None else call_in_thread(call, timeout_seconds)  # type: ignore[no-any-return]
+            return call() if timeout_seconds is None else call_in_thread(call, timeout_seconds)
         except Exception as error:
             return error
 

@@ -39,7 +39,7 @@ class _OneLetter(_Probe):
     """A single letter is right, whatever the row."""
 
     turns: ClassVar[Turns] = "one"
-    num_rows: ClassVar[int] = 1  # type: ignore[misc]
+    num_rows: ClassVar[int] = 1
 
     def open_row(self, index: int) -> Opening:
         """Ask for the letter without naming it."""
@@ -67,7 +67,7 @@ class CopyProbe(_Probe):
     """Probe: the token that the prompt names."""
 
     turns: ClassVar[Turns] = "one"
-    num_rows: ClassVar[int] = len(LETTERS)  # type: ignore[misc]
+    num_rows: ClassVar[int] = len(LETTERS)
 
     def open_row(self, index: int) -> Opening:
         """Name a letter."""
@@ -100,7 +100,7 @@ class DelayProbe(_Probe):
     """Probe: the first of three turns decides, the reward comes in the last."""
 
     turns: ClassVar[Turns] = "several"
-    num_rows: ClassVar[int] = 1  # type: ignore[misc]
+    num_rows: ClassVar[int] = 1
 
     def open_row(self, index: int) -> Opening:
         """Ask for the letter without naming it."""

@@ -98,8 +98,8 @@ def environment_source(
     """
     id, kwargs = environment.id, dict(environment.kwargs)
     if prompts is not None:
-        rows = CheckedPrompts([{**row.columns, "prompt": row.prompt} for row in prompts])  # once, not in each of them
-        id, kwargs = PROMPTS, {"prompts": rows}
+        checked = CheckedPrompts([{**row.columns, "prompt": row.prompt} for row in prompts])  # once, not in each
+        id, kwargs = PROMPTS, {"prompts": checked}
     # The source counts the turns: an environment's own limit stays, and the smaller one cuts off.
     environments = TextVectorEnv(
         [partial(make_text_env, id, **kwargs)] * count,

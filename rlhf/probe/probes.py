@@ -123,4 +123,4 @@ def _run(stage: str, config: Config, folder: RunFolder) -> None:
 
     set_seed(config.seed)
     with Tracker.open(folder.root, config.tracking, {}, stage) as tracker:
-        stage_functions()[stage](config, folder, tracker, Runtime.detect(config.runtime))
+        stage_functions()[stage](config, folder, tracker, Runtime.detect(config.runtime), None)
