@@ -1,28 +1,17 @@
-"""Curves as small inline SVG pictures for the report. Which curves stand together is decided here.
+"""The curves of the page: which of them stand together, also of several runs. `page/curves.js` draws them."""
 
-Words stay out of the pictures (the page sets titles, meanings and legends), so nothing that a user named is ever
-parsed by the plotting library.
-"""
-
-import io
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from rlhf.tracking.metrics import find
+from rlhf.tracking.text import number
 
-__all__ = ["COLOURS", "Chart", "Line", "charts_of", "draw", "running_mean", "smooth"]
+__all__ = ["Chart", "Line", "charts_of", "running_mean", "smooth"]
 
 Series = Sequence[tuple[int, float]]
-
-COLOURS = ("#1f5fbf", "#d9722b", "#2b8a57", "#8a4fb0", "#b03a48", "#5b6770")
 
 # Title -> metrics in one picture, in reading order. What a stage logs beyond these gets a picture of its own.
 _GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -62,12 +51,25 @@ _SMOOTH_FROM_POINTS = 30  # shorter curves are readable as they are
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a chart, as the legend names it."""
+    """One curve of a chart, as the legend names it.
+
+    Attributes:
+        name: Metric without its stage; with several runs, the run too.
+        meaning: What is measured.
+        unit: Its unit; empty for a plain number.
+        colour: Which colour of the page's row of colours.
+        run: 0 for the run of the page, 1 and more for those that are compared with it.
+        faint: As logged, under its running mean.
+        values: One for each step of the chart; None where there is none.
+    """
 
     name: str
     meaning: str
     unit: str
-    colour: str
+    colour: int
+    run: int
+    faint: bool
+    values: list[float | None]
 
 
 @dataclass(frozen=True)
@@ -75,45 +77,71 @@ class Chart:
     """One picture with what the page writes around it."""
 
     title: str
-    lines: list[Line]
+    stage: str
     axis: str
-    smoothed: bool
-    svg: str
+    steps: list[int]
+    lines: list[Line]
+
+    def data(self) -> dict[str, Any]:
+        """What the page's script draws."""
+        return asdict(self)
+
+    def meanings(self) -> list[tuple[str, str]]:
+        """Meaning and unit of what it shows, each once."""
+        return list(dict.fromkeys((line.meaning, line.unit) for line in self.lines))
+
+    def summary(self) -> str:
+        """What the picture shows, for those who cannot see it: first and last value of each line."""
+        parts = []
+        for line in self.lines:
+            known = [value for value in line.values if value is not None]
+            if known and not line.faint:
+                parts.append(f"{line.name} from {number(known[0])} to {number(known[-1])}")
+        return f"{self.title}, over {len(self.steps)} points by {self.axis}: {'; '.join(parts)}"
 
 
-def charts_of(stage: str, series: Mapping[str, Series]) -> tuple[list[Chart], list[Chart]]:
+def charts_of(stage: str, runs: Mapping[str, Mapping[str, Series]]) -> tuple[list[Chart], list[Chart]]:
     """The charts of a stage: the well-known ones, and one for each remaining curve.
 
     Args:
         stage: "sft", "reward" or "ppo".
-        series: All curves of the run; those with fewer than two points are no curves and are left out.
+        runs: Run -> all its curves; the first run is the page's. Curves with fewer than two points are left out.
     """
-    curves = {name: points for name, points in series.items() if name.startswith(f"{stage}/") and len(points) > 1}
+    curves = {
+        run: {name: points for name, points in series.items() if name.startswith(f"{stage}/") and len(points) > 1}
+        for run, series in runs.items()
+    }
+    known = list(dict.fromkeys(name for series in curves.values() for name in series))
     main: list[Chart] = []
     used: set[str] = set()
     for title, wanted in _GROUPS.get(stage, {}).items():
-        names = [name for want in wanted for name in curves if name == want or (want[-1] == "/" and want in name)]
+        names = [name for want in wanted for name in known if name == want or (want[-1] == "/" and want in name)]
         if names:
             used.update(names)
-            main.append(_chart(stage, title, {name: curves[name] for name in names}))
-    rest = [name for name in curves if name not in used]
-    return main, [_chart(stage, name.removeprefix(f"{stage}/"), {name: curves[name]}) for name in sorted(rest)]
+            main.append(_chart(stage, title, names, curves))
+    rest = sorted(name for name in known if name not in used)
+    return main, [_chart(stage, name.removeprefix(f"{stage}/"), [name], curves) for name in rest]
 
 
-def _chart(stage: str, title: str, curves: Mapping[str, Series]) -> Chart:
-    lines = []
-    for number, name in enumerate(curves):
+def _chart(stage: str, title: str, names: Sequence[str], runs: Mapping[str, Mapping[str, Series]]) -> Chart:
+    steps = sorted({step for series in runs.values() for name in names for step, _ in series.get(name, ())})
+    lines: list[Line] = []
+    for place, name in enumerate(names):
         metric = find(name)
-        label = name.removeprefix(f"{stage}/").removeprefix("components/")
-        meaning, unit = (metric.meaning, metric.unit) if metric else ("", "")
-        lines.append(Line(label, meaning, unit, COLOURS[number % len(COLOURS)]))
-    return Chart(
-        title=title,
-        lines=lines,
-        axis=_AXIS.get(stage, "step"),
-        smoothed=any(smooth(points) is not None for points in curves.values()),
-        svg=_svg(list(curves.values())),
-    )
+        meaning, unit = (metric.meaning, "" if metric.unit == "1" else metric.unit) if metric else ("", "")
+        for run, (run_name, series) in enumerate(runs.items()):
+            points = series.get(name, ())
+            if not points:
+                continue
+            label = name.removeprefix(f"{stage}/").removeprefix("components/")
+            label = f"{label}, {run_name}" if len(runs) > 1 else label
+            means = smooth(points) if len(runs) == 1 else None
+            for faint, values in ((True, [v for _, v in points]), (False, means)) if means else ((False, None),):
+                shown = [v for _, v in points] if values is None else values
+                at = dict(zip((step for step, _ in points), shown, strict=True))
+                text = f"{label}, as logged" if faint else label
+                lines.append(Line(text, meaning, unit, place, run, faint, [at.get(step) for step in steps]))
+    return Chart(title, stage, _AXIS.get(stage, "step"), steps, lines)
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -135,51 +163,3 @@ def smooth(points: Series) -> list[float] | None:
     height = np.ptp(values)
     restless = height > 0 and np.median(np.abs(np.subtract(values, means))) > 0.01 * height
     return means if restless else None
-
-
-def draw(axes: Any, points: Series, colour: str) -> None:
-    """Draws one curve on matplotlib axes; a restless one faintly, with its running mean on top.
-
-    Args:
-        axes: matplotlib axes.
-        points: (step, value) by rising step.
-        colour: Of the line.
-    """
-    steps, values = [step for step, _ in points], [value for _, value in points]
-    means = smooth(points)
-    if means is not None:
-        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
-        axes.plot(steps, means, color=colour, linewidth=1.8)
-    else:
-        dots = {"marker": "o", "markersize": 2.4} if len(points) < _SMOOTH_FROM_POINTS else {}
-        axes.plot(steps, values, color=colour, linewidth=1.6, **dots)
-
-
-def _svg(curves: Sequence[Series]) -> str:
-    """The curves as an <svg> element that scales with the page."""
-    style = {
-        "svg.fonttype": "none",  # text stays text: small files, the page's font
-        "svg.hashsalt": "rlhf",  # the same run gives the same file
-        "font.size": 9,
-        "axes.edgecolor": "#c5ccd3",
-        "xtick.color": "#5b6770",
-        "ytick.color": "#5b6770",
-        "axes.formatter.useoffset": False,
-        "path.simplify_threshold": 0.3,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.0, 2.1), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        for points, colour in zip(curves, COLOURS * (1 + len(curves) // len(COLOURS)), strict=False):
-            draw(axes, points, colour)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e7eaee", linewidth=0.8)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)

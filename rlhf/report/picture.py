@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlhf.errors import StageError
-from rlhf.report.curves import COLOURS, draw
+from rlhf.report.curves import Series, smooth
 from rlhf.results.run import load_run
 from rlhf.tracking.text import as_text, signed
 
@@ -22,6 +22,7 @@ __all__ = ["save_curve_picture", "typical_sample"]
 _LINE_CHARACTERS = 74
 _MOST_LINES = 8
 _INK, _GREY = "#1c2430", "#5b6770"
+_BEFORE, _AFTER = "#d9722b", "#1f5fbf"
 
 
 def save_curve_picture(run_dir: str | Path, path: str | Path) -> Path:
@@ -75,7 +76,7 @@ def _figure(score: list[tuple[int, float]], sample: dict[str, Any] | None) -> Fi
 
 
 def _draw_score(axes: Any, score: list[tuple[int, float]]) -> None:
-    draw(axes, score, COLOURS[0])
+    _draw_curve(axes, score)
     axes.set_title("Score of the policy during PPO", loc="left", color=_INK, fontweight="bold")
     axes.set_xlabel("iteration", color=_GREY)
     axes.set_ylabel("mean score", color=_GREY)
@@ -86,12 +87,23 @@ def _draw_score(axes: Any, score: list[tuple[int, float]]) -> None:
     axes.grid(axis="y", color="#e7eaee")
 
 
+def _draw_curve(axes: Any, points: Series) -> None:
+    """A restless curve faintly, with its running mean on top."""
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    means = smooth(points)
+    if means is not None:
+        axes.plot(steps, values, color=_AFTER, linewidth=0.8, alpha=0.3)
+        axes.plot(steps, means, color=_AFTER, linewidth=1.8)
+    else:
+        axes.plot(steps, values, color=_AFTER, linewidth=1.6, marker="o", markersize=2.4)
+
+
 def _draw_sample(axes: Any, sample: dict[str, Any]) -> None:
     axes.axis("off")
     blocks = [
         ("A held-out prompt (the one with the median gain)", sample["prompt"], _GREY),
-        (f"Before PPO   score {signed(sample['before_score'], 2)}", sample["before"], COLOURS[1]),
-        (f"After PPO   score {signed(sample['after_score'], 2)}", sample["after"], COLOURS[0]),
+        (f"Before PPO   score {signed(sample['before_score'], 2)}", sample["before"], _BEFORE),
+        (f"After PPO   score {signed(sample['after_score'], 2)}", sample["after"], _AFTER),
     ]
     wrapped = [(title, _wrap(as_text(text)), colour) for title, text, colour in blocks]
     step = 1.0 / max(20, sum(len(lines) + 2 for _, lines, _ in wrapped))

@@ -1,7 +1,4 @@
-"""Which curves stand together, how they are smoothed, and that the SVG is self-contained."""
-
-import re
-import xml.etree.ElementTree as ElementTree
+"""Which curves stand together, how they are smoothed, and several runs over one another."""
 
 import numpy as np
 import pytest
@@ -29,43 +26,56 @@ def test_only_long_and_restless_curves_are_smoothed():
     assert smooth([(step, 0.05) for step in range(40)]) is None
 
 
+def values(chart):
+    return {line.name: line.values for line in chart.lines}
+
+
 def test_known_curves_share_their_chart_and_others_get_their_own():
     names = ["ppo/score", "ppo/reward", "ppo/components/a", "ppo/components/b", "ppo/ratio_max", "sft/loss"]
-    main, rest = charts_of("ppo", {name: curve(3) for name in names})
+    main, rest = charts_of("ppo", {"one": {name: curve(3) for name in names}})
     assert [(chart.title, [line.name for line in chart.lines]) for chart in main] == [
         ("Score", ["score", "reward"]),
         ("Reward components", ["a", "b"]),
     ]
     assert [chart.title for chart in rest] == ["ratio_max"]
     assert main[0].lines[0].unit == "score"
-    assert len({line.colour for line in main[1].lines}) == 2
+    assert [line.colour for line in main[1].lines] == [0, 1]
+
+
+def test_lines_of_other_lengths_meet_at_their_steps():
+    main, _ = charts_of(
+        "sft", {"one": {"sft/loss": [(1, 3.0), (2, 2.0), (4, 1.0)], "sft/validation_loss": [(2, 5.0), (4, 4.0)]}}
+    )
+    assert main[0].steps == [1, 2, 4]
+    assert values(main[0]) == {"loss": [3.0, 2.0, 1.0], "validation_loss": [None, 5.0, 4.0]}
+
+
+def test_other_seeds_are_drawn_over_the_first():
+    runs = {"seed0": {"ppo/score": curve(3)}, "seed1": {"ppo/score": curve(4, 2.0)}, "seed2": {}}
+    (chart,), _ = charts_of("ppo", runs)
+    assert chart.steps == [0, 1, 2, 3]
+    assert values(chart) == {"score, seed0": [0, 1, 2, None], "score, seed1": [0, 2, 4, 6]}
+    assert [(line.colour, line.run) for line in chart.lines] == [(0, 0), (0, 1)]
 
 
 def test_one_point_is_no_curve():
-    assert charts_of("sft", {"sft/loss": curve(1)}) == ([], [])
+    assert charts_of("sft", {"one": {"sft/loss": curve(1)}}) == ([], [])
 
 
 def test_a_curve_that_this_version_does_not_know_is_still_drawn():
-    _, rest = charts_of("ppo", {"ppo/of_another_version": curve(3)})
+    _, rest = charts_of("ppo", {"one": {"ppo/of_another_version": curve(3)}})
     assert [(chart.title, chart.lines[0].meaning) for chart in rest] == [("of_another_version", "")]
 
 
-def test_more_curves_than_colours_are_all_drawn():
-    (chart,), _ = charts_of("ppo", {f"ppo/components/c{i}": curve(3, i + 1) for i in range(14)})
-    assert len(chart.lines) == 14
-    drawn = re.findall(r'id="line2d_\d+"', chart.svg)
-    assert len(drawn) >= 14
+def test_a_restless_curve_has_its_mean_over_it():
+    noise = list(enumerate(np.random.default_rng(0).normal(size=40).tolist()))
+    (chart,), _ = charts_of("sft", {"one": {"sft/loss": noise}})
+    assert [(line.name, line.faint) for line in chart.lines] == [("loss, as logged", True), ("loss", False)]
+    assert chart.lines[0].values == [value for _, value in noise]
+    assert chart.lines[1].values == smooth(noise)
 
 
-def test_the_svg_scales_and_names_no_other_place():
-    (chart,), _ = charts_of("sft", {"sft/loss": curve(40)})
-    root = ElementTree.fromstring(chart.svg)
-    assert root.tag.endswith("svg")
-    assert "viewBox" in root.attrib
-    assert "width" not in root.attrib
-    assert not re.findall(r'(?:href|src)="(?!#)', chart.svg)
-    assert "<metadata" not in chart.svg
-
-
-def test_the_same_curve_gives_the_same_svg():
-    assert charts_of("sft", {"sft/loss": curve(40)}) == charts_of("sft", {"sft/loss": curve(40)})
+def test_what_a_chart_shows_is_said_in_words():
+    (chart,), _ = charts_of("ppo", {"one": {"ppo/score": [(1, 0.5), (2, -1.0)], "ppo/reward": [(1, 0.0), (2, 2.0)]}})
+    minus = "\N{MINUS SIGN}"
+    assert chart.summary() == f"Score, over 2 points by iteration: score from 0.5 to {minus}1; reward from 0 to 2"

@@ -1,5 +1,7 @@
 """The report and the picture: right numbers, nothing from outside, safe text, and graceful with half a run."""
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -66,12 +68,19 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.text, self.references, self.tags, self.open = [], [], [], []
+        self.scripts, self.labels, self.policy = [], [], ""
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.open.append(tag)
         self.text.append(" ")
+        named = dict(attrs)
+        self.labels.append(named.get("aria-label") or "")
+        if named.get("http-equiv") == "Content-Security-Policy":
+            self.policy = named["content"]
+        if tag in ("meta", "link", "input", "br"):
+            self.open.pop()
         self.references += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
 
     def handle_endtag(self, tag):
@@ -80,7 +89,9 @@ class Page(HTMLParser):
             pass
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif "style" not in self.open:
             self.text.append(data)
 
     def words(self):
@@ -93,21 +104,29 @@ def report(run_dir):
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_the_report_fetches_nothing_and_runs_nothing(whole_run):
+def test_the_page_fetches_nothing_and_may_run_its_own_scripts_only(whole_run):
     page = report(whole_run)
     assert page.references
-    assert all(reference.startswith("#") for reference in page.references)
-    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    assert all(reference.startswith("#") or reference == "data:," for reference in page.references)
+    assert not {"iframe", "img", "object"} & set(page.tags)
     html = (whole_run / "report.html").read_text(encoding="utf-8")
     assert "@import" not in html
     assert not re.search(r"url\((?!#)", html)
+    assert "default-src 'none'" in page.policy
+    assert "connect-src 'none'" in page.policy
+    allowed = set(re.findall(r"'sha256-([^']+)'", page.policy))
+    run = [script for script in page.scripts if not re.fullmatch(r"[A-Za-z0-9+/=]+", script)]  # the others are data
+    assert {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in run} == allowed
+    assert len(run) >= 6
 
 
 def test_text_of_users_and_models_is_shown_as_it_is(whole_run):
-    words = report(whole_run).words()
+    page = report(whole_run)
     shown = re.sub(r"\s+", " ", EVIL)
-    # 3 samples twice (prompt and response), 2 iterations x 3 rollouts, the configuration, one component's name
-    assert words.count(shown) == 3 * 2 + 2 * 3 + 1 + 1
+    # 3 samples twice (prompt and response), the configuration; rollouts are packed
+    assert page.words().count(shown) == 3 * 2 + 1
+    assert sum(EVIL in label for label in page.labels) == 1  # one component's name, in the words of its curve
+    assert not [script for script in page.scripts if "alert" in script and "Tabulator" not in script]
 
 
 def test_the_headline_is_the_paired_difference_with_its_interval(whole_run):
@@ -142,19 +161,12 @@ def test_the_drawing_of_an_interval_has_its_own_scale_around_zero(whole_run):
     assert 'class="bar open"' not in html
 
 
-def test_stages_have_their_time_and_outcome(whole_run):
+def test_stages_have_their_state_outcome_and_time(whole_run):
     words = report(whole_run).words()
     arrow = "\N{RIGHTWARDS ARROW}"
-    assert f"Supervised fine-tuning 1:15 validation loss 2.5 {arrow} 2.8" in words
-    assert f"PPO 1:02:03 score 0 {arrow} 0.4, kl 0 {arrow} 0.4" in words
-
-
-def test_rollouts_show_the_first_and_the_last_iteration(whole_run):
-    words = report(whole_run).words()
-    assert "Iteration 1, 3 episodes" in words
-    assert "Iteration 5, 3 episodes" in words
-    assert "lowest score" in words
-    assert "score +2.00" in words
+    assert f"Supervised fine-tuning finished validation loss 2.5 {arrow} 2.8 1:15" in words
+    assert f"PPO finished score 0 {arrow} 0.4, kl 0 {arrow} 0.4 1:02:03" in words
+    assert "Reward model unfinished" in words
 
 
 def test_what_is_logged_once_is_a_number_and_not_a_curve(tmp_path):
@@ -162,14 +174,16 @@ def test_what_is_logged_once_is_a_number_and_not_a_curve(tmp_path):
     words = report(tmp_path).words()
     assert "expected_calibration_error |sigmoid(margin) - share preferred|" in words
     assert "0.0625 share" in words
+    assert "Quality of the reward model" in words
 
 
-def test_a_run_with_only_sft_has_a_report_of_sft(tmp_path):
+def test_a_run_with_only_sft_has_a_page_of_sft(tmp_path):
     log(tmp_path, "sft", {"sft/loss": 2.0}, 4)
     page = report(tmp_path)
-    assert "Supervised fine-tuning Stages" in page.words()
-    assert not any(title in page.words() for title in ("PPO", "Before and after", "rollouts", "Configuration"))
-    assert page.tags.count("section") == 2  # curves and stages
+    assert "Supervised fine-tuning unfinished" in page.words()
+    assert not any(title in page.words() for title in ("PPO", "Before and after", "Rollouts", "Configuration"))
+    assert page.tags.count("section") == 2  # overview and curves
+    assert not [script for script in page.scripts if "Tabulator" in script and "(c)" in script]  # nothing to list
 
 
 def test_an_evaluation_of_one_policy_has_no_differences(tmp_path):
@@ -196,19 +210,10 @@ def test_what_could_not_be_computed_is_a_dash(whole_run):
     }
     content["win_rate"] = None
     (whole_run / "evaluate.json").write_text(json.dumps(content))
-    asked = [{"role": "user", "content": "asked"}]
-    rows = [
-        {"score": None},
-        {"score": float("nan")},
-        {"score": 0.5, "response": "the only scored one", "prompt": asked},
-    ]
-    rollouts.write(whole_run, rollouts.typed_rows(rows, 9), 9)
     words = report(whole_run).words()
     dash = "\N{EN DASH}"
     assert f"held-out prompt, mean {dash} {dash} {dash} {dash} to {dash}" in words
     assert "nan" not in words
-    assert "Iteration 9, 3 episodes" in words
-    assert words.count("the only scored one") == words.count("user: asked") == 3
 
 
 def test_building_twice_gives_the_same_file(whole_run):
