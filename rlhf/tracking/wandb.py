@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import wandb
+
 from rlhf.tracking.metrics import METRICS
 from rlhf.tracking.pictures import histograms, token_page
 from rlhf.tracking.rollout_schema import NESTED_COLUMNS
