@@ -75,7 +75,7 @@ $(VENV)/.quickstart: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): 2 to 10 minutes, once"
-	@$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[test,lint,gguf]'
+	@$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[test,lint,gguf,browser]'
 	@touch $@
 
 # With the oldest Python too. torch is a build for CUDA: a download of 3 GB.

@@ -22,6 +22,7 @@ from rlhf.report.sections import curve_sections
 from rlhf.results.run import Run, load_run
 from rlhf.tracking.progress import format_seconds
 from rlhf.tracking.text import as_text, number, signed
+from rlhf.tracking.watch import signs_of_trouble
 
 __all__ = ["build_report", "render", "save_curve_picture"]
 
@@ -76,7 +77,7 @@ def render(run: Run, beside: Sequence[Run] = (), state: str | None = None) -> st
         scripts=[Markup(script) for script in scripts],
         blocks=blocks,
         headline=headline(run),
-        signs=[],
+        signs=[str(sign) for sign in signs_of_trouble(run.series)],
         stages=stages(run),
         total_seconds=sum(run.seconds.values()),
         facts=facts(run),

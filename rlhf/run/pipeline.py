@@ -11,7 +11,8 @@ stages together, and only the first one writes here.
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,7 +116,8 @@ def run_pipeline(loaded: LoadedConfig, only: str | None = None) -> None:
         )
         if step.reason is not None and runtime is not None:
             place = f"stage {number} of {len(steps)}"
-            _run_stage(step, config, folder, manifest, runtime, inputs.pop(step.stage), place)
+            with _report_of_a_failure(config, folder):
+                _run_stage(step, config, folder, manifest, runtime, inputs.pop(step.stage), place)
     if is_main_process():
         _conclude(steps, config, folder)
 
@@ -242,6 +244,20 @@ def _conclude(steps: Sequence[Step], config: Config, folder: RunFolder) -> None:
     terminal.say(f"Run folder: {folder.root}", event="run_folder", result=True, path=folder.root)
     if folder.report.is_file():
         terminal.say(f"Report: {folder.report}", event="report", result=True, path=folder.report)
+
+
+@contextmanager
+def _report_of_a_failure(config: Config, folder: RunFolder) -> Iterator[None]:
+    """Builds the report of what there is where a stage fails or is interrupted; the error goes on its way."""
+    try:
+        yield
+    except BaseException:
+        if is_main_process() and config.tracking.report:
+            with suppress(Exception):  # what ended the stage is what the user must see
+                from rlhf.report.report import build_report
+
+                terminal.say(f"Report: {build_report(folder.root)}", event="report", result=True, path=folder.report)
+        raise
 
 
 def _publish_report(steps: Sequence[Step], config: Config, folder: RunFolder) -> None:

@@ -53,7 +53,7 @@ rlhf.table = async function () {
       numeric("KL", "kl", 70, 2),
       numeric("Tokens", "length", 88, 4),
       { title: "Stop", field: "stop", width: 78, responsive: 5, formatter: (cell) => element("span", { text: cell.getValue() }) },
-      ...episodes.components.map((name) => numeric(numbers[name], name, 40 + 8 * Math.max(6, numbers[name].length), 6)),
+      ...episodes.components.map((name) => numeric(numbers[name], name, 56 + 8 * Math.max(6, numbers[name].length), 6)),
     ];
   }
 

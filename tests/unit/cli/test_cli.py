@@ -14,23 +14,11 @@ import rlhf.run.start
 from rlhf.cli.app import app
 from rlhf.config.json_schema import schema
 from rlhf.errors import StageError
-from rlhf.tracking import terminal
+from rlhf.tracking import rollouts, terminal
 
 CONFIG = "model: {path: org/base}\nsft: {data: d.jsonl}\n"
-COMMANDS = (
-    "run",
-    "sft",
-    "reward",
-    "ppo",
-    "evaluate",
-    "schema",
-    "envs",
-    "metrics",
-    "rewards",
-    "report",
-    "study",
-    "probe",
-)
+COMMANDS = ("run", "sft", "reward", "ppo", "evaluate", "study", "probe", "inspect", "schema", "envs", "metrics")
+COMMANDS += ("rewards",)
 
 
 @pytest.fixture
@@ -165,14 +153,31 @@ def test_rewards_lists_the_built_in_functions_with_their_arguments(call):
     assert "length(minimum_words: int, maximum_words: int)\n    0 inside a band of lengths" in out
 
 
-def test_report_builds_the_report(call, folder: Path):
+def test_inspect_builds_the_page(call, folder: Path):
     (folder / "run").mkdir()
     (folder / "run" / "config.yaml").write_text("name: run\n", encoding="utf-8")
-    result = call("report", "run")
+    result = call("inspect", "run")
     assert result.exit_code == 0, result.output
     assert Path(result.stdout.strip()) == Path("run/report.html")
     assert (folder / "run" / "report.html").is_file()
-    assert call("report", "nowhere").exit_code == 2
+    assert call("inspect", "nowhere").exit_code == 2
+
+
+def test_inspect_prints_the_worst_response_and_the_token_that_was_punished(call, folder: Path):
+    tokens = [{"id": 1, "text": " fine", "reward": 0.25}, {"id": 2, "text": "<bye>", "reward": -2.0}]
+    for iteration in (1, 2):
+        rows = [{"index": n, "response": f"r{n}", "score": float(n - iteration), "tokens": tokens} for n in (4, 7)]
+        rollouts.write(folder / "run", rollouts.typed_rows(rows, iteration), iteration)
+    (folder / "run" / "config.yaml").write_text("name: run\n", encoding="utf-8")
+    shown = call("inspect", "run", "--iteration", "2", "--worst", "1").stdout
+    assert "Iteration 2, prompt 4: score +2" in shown
+    [punished] = [line for line in shown.splitlines() if line.startswith(">")]
+    assert "'<bye>'" in punished
+    assert "\N{MINUS SIGN}2" in punished
+    assert not (folder / "run" / "report.html").exists()
+    result = call("inspect", "run", "--iteration", "3", "--worst", "1")
+    assert result.exit_code == 2
+    assert "it has iterations 1 to 2" in result.output
 
 
 def test_help_names_all_commands_and_imports_nothing_heavy():

@@ -302,6 +302,20 @@ def test_a_stage_reads_finished_folders_and_writes_beside_its_own(run, stages: S
     assert not seen.ppo.exists()
 
 
+@pytest.mark.parametrize("ending", [DataError("no"), KeyboardInterrupt()])
+def test_a_run_that_fails_or_is_interrupted_has_its_report(run, stages: Stages, monkeypatch, ending: BaseException):
+    def end(*_):
+        raise ending
+
+    monkeypatch.setattr(
+        stages, "run", lambda name, *rest: end() if name == "reward" else Stages.run(stages, name, *rest)
+    )
+    with pytest.raises(type(ending)):
+        run("tracking.report=true")
+    page = Path("runs/fake/report.html").read_text("utf-8")
+    assert "This run is not complete: the stage Reward model has not started." in page
+
+
 def test_what_a_failed_attempt_left_is_removed(run, stages: Stages):
     leftover = Path("runs/fake/sft.unfinished")
     leftover.mkdir(parents=True)
