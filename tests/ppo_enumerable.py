@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from ppo_helpers import EOS, episode
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from rlhf.episodes.episode import Episode
 
@@ -68,7 +69,7 @@ class PrefixPolicy(nn.Module):
         super().__init__()
         self.model = PrefixTrunk(states)
         self.lm_head = nn.Linear(len(states) + 1, vocab_size, bias=False, dtype=torch.float64)
-        self.config = SimpleNamespace(vocab_size=vocab_size, hidden_size=len(states) + 1, num_hidden_layers=1)
+        self.config = PretrainedConfig(vocab_size=vocab_size, hidden_size=len(states) + 1, num_hidden_layers=1)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
