@@ -40,8 +40,8 @@ def response_logprobs(
     Returns:
         (K, N) in nats, at most 0; NaN for an episode whose environment failed.
     """
-    played = np.flatnonzero([e.failure is None for e in episodes]).tolist()  # row of the batch -> episode
-    rows = [(episodes[i].token_ids, episodes[i].response_mask) for i in played]
+    played = np.flatnonzero([e.failure is None for e in episodes])  # row of the batch -> episode
+    rows = [(episodes[i].token_ids, episodes[i].response_mask) for i in played.tolist()]
     batch = lay_out([ids for ids, _ in rows], [mask for _, mask in rows], device)
     sums = np.full((len(temperatures), len(episodes)), np.nan)
     for microbatch in microbatches(batch, range(len(rows)), microbatch_tokens):

@@ -92,7 +92,7 @@ def test_a_foreign_id_through_its_module(plugin):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rlhf/Promts-v0", "Did you mean: `Prompts`.*rlhf/Dialogue-v0, rlhf/Prompts-v0.*'module:id'"),
+        ("rlhf/Promts-v0", "Did you mean: `Prompts`.*rlhf/Dialogue-v0, .*rlhf/Prompts-v0.*'module:id'"),
         ("nobody/Env-v0", "Namespace nobody not found"),
         ("rlhf/Prompts-v9", "version `v9`"),
         ("not an id!", "Malformed environment ID"),

@@ -66,7 +66,8 @@ def test_a_path_that_is_no_folder_is_looked_for_on_the_hub(tmp_path, data, monke
 
 
 def test_no_components_no_scorer(tmp_path, data):
-    config = run_config(data, ppo={"data": None, "rewards": {}, "environment": {"id": "rlhf/Dialogue-v0"}})
+    ppo = {"data": None, "rewards": {}, "environment": {"id": "rlhf/Dialogue-v0"}}
+    config = run_config(data, ppo=ppo, evaluate=None)
     assert build_scorer(config, RunFolder(tmp_path), runtime()) is None
 
 
