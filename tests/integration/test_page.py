@@ -189,6 +189,7 @@ def test_nothing_is_wider_than_the_screen(browser, page_file, width, scheme):
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
-    tab.locator(".tabulator-row .open").first.click()
+    # At once: on a narrow screen columns fold after the table is ready, and a click is two events.
+    tab.locator(".tabulator-row .open").first.dispatch_event("click")
     assert tab.locator("dialog[open]").bounding_box()["width"] <= width
     tab.close()
